@@ -1,0 +1,66 @@
+"""Open a language model, find the features it computes with, measure them, turn them up and down.
+
+>>> import monosemy
+>>> lm = monosemy.LM("builtin:stdlib")
+>>> run = monosemy.train(lm, hookpoint="layers.2", width=2048, k=32)
+>>> monosemy.evaluate(run)
+
+Names are imported when first used, so that `import monosemy` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monosemy.coders import Dictionary, attach, diagnose
+    from monosemy.corpus import TokenPolicy, open_corpus
+    from monosemy.errors import UserError
+    from monosemy.evaluate import evaluate
+    from monosemy.intervene import compare
+    from monosemy.lm import LM
+    from monosemy.report import features
+    from monosemy.training import TrainConfig, train
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "Dictionary": "coders",
+    "LM": "lm",
+    "TokenPolicy": "corpus",
+    "TrainConfig": "training",
+    "UserError": "errors",
+    "attach": "coders",
+    "compare": "intervene",
+    "diagnose": "coders",
+    "evaluate": "evaluate",
+    "features": "report",
+    "open_corpus": "corpus",
+    "train": "training",
+}
+
+__all__ = [
+    "LM",
+    "Dictionary",
+    "TokenPolicy",
+    "TrainConfig",
+    "UserError",
+    "attach",
+    "compare",
+    "diagnose",
+    "evaluate",
+    "features",
+    "open_corpus",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `monosemy` has no attribute `{name}`")
+    return getattr(importlib.import_module(f"monosemy.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

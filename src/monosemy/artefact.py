@@ -1,0 +1,177 @@
+"""Folders on disk: a manifest, tensors beside it, written atomically and checked when read.
+
+An artefact is a folder with `manifest.json` and safetensors files. It is written beside its
+final place and moved there when whole, so a reader never sees half of one. `docs/format.md`
+specifies the fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from monosemy.errors import UserError
+
+FORMAT_VERSION = 1
+"""Version of the layout of every artefact; readers refuse a version they do not know."""
+
+MANIFEST = "manifest.json"
+
+
+def save_artefact(
+    folder: str | Path,
+    kind: str,
+    manifest: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Tensor]],
+) -> Path:
+    """Write an artefact, replacing one of the same kind that is there.
+
+    Args:
+        folder: where to.
+        kind: what it is, such as "dictionary".
+        manifest: JSON fields; kind, format version and checksums are added.
+        files: safetensors file name -> tensor name -> tensor.
+
+    Raises:
+        UserError: the folder holds something else, or the disk refuses (nothing is changed then).
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        load_manifest(folder, kind)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise _disk_error(folder, error) from error
+    try:
+        checksums = {}
+        for name, tensors in files.items():
+            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft / name)
+            checksums[name] = _sha256(draft / name)
+        fields = {"kind": kind, "format_version": FORMAT_VERSION, **manifest, "files": checksums}
+        write_text(draft / MANIFEST, json.dumps(fields, indent=2) + "\n")
+        os.chmod(draft, 0o755)
+        _swap(draft, folder)
+    except (OSError, SafetensorError) as error:
+        raise _disk_error(folder, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def load_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
+    """Read and check the manifest of an artefact.
+
+    Raises:
+        UserError: no such folder, no or broken manifest, another kind, an unknown version.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"no folder `{folder}`", f"expected the folder of a saved {kind}")
+    if not path.is_file():
+        raise UserError(
+            f"`{folder}` has no {MANIFEST}",
+            f"a saved {kind} always has one; is this the right folder, or was it copied in part?",
+        )
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"`{path}` is not valid JSON: {error}", "copy it again") from error
+    found, version = manifest.get("kind"), manifest.get("format_version")
+    if found != kind:
+        raise UserError(f"`{folder}` is a {found}, not a {kind}", f"give the folder of a {kind}")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"`{path}` has format version {version!r}",
+            f"this monosemy reads version {FORMAT_VERSION}; a newer monosemy may read it",
+        )
+    return manifest
+
+
+def load_tensors(folder: str | Path, name: str, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read one safetensors file of an artefact and hold it against its checksum.
+
+    Raises:
+        UserError: the file is missing, truncated or altered.
+    """
+    path = Path(folder) / name
+    expected = manifest.get("files", {}).get(name)
+    if expected is None or not path.is_file():
+        raise UserError(f"`{path}` is missing", "the folder was copied in part; copy it again")
+    if _sha256(path) != expected:
+        raise UserError(
+            f"`{path}` is damaged: {path.stat().st_size} bytes, checksum differs from {MANIFEST}",
+            "it was truncated or altered after it was saved; copy it again",
+        )
+    return load_file(path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, "utf-8")
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise _disk_error(path, error) from error
+
+
+def new_run_folder(folder: str | Path) -> Path:
+    """Make the folder of a new run.
+
+    Raises:
+        UserError: it is there already, and not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"run folder `{folder}` exists",
+            "choose another with --out, or remove it if you no longer need it",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _disk_error(folder, error) from error
+    return folder
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    draft.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _disk_error(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(
+        f"cannot write `{path}`: {reason}",
+        "make room or choose another folder; nothing was changed",
+    )

@@ -1,0 +1,24 @@
+"""The one exception for mistakes a user can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What is wrong and the value seen (`message`); what is allowed and what to do (`hint`).
+
+    The command line prints both without a traceback and leaves with status 2.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message if not hint else f"{message}\n{hint}")
+        self.message = message
+        self.hint = hint
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Say which of `known` are spelled most like `name`: "did you mean `a`, `b`?", or ""."""
+    found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f"did you mean {', '.join(f'`{match}`' for match in found)}?" if found else ""

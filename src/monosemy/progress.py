@@ -1,0 +1,64 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINES = 10
+"""How many lines a task leaves where there is no terminal to draw a bar on."""
+
+
+class Task:
+    """One stretch of long work, counted in `unit`s; use as a context manager.
+
+    Everything goes to standard error, so that a command's output can be piped.
+    """
+
+    def __init__(self, title: str, total: int, unit: str = "tokens") -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self._done = 0
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Task:
+        self._began = time.monotonic()
+        if self._console.is_terminal or self._console.is_jupyter:
+            self._bar = Progress(
+                TextColumn("{task.description:<12}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[note]}", style="dim"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+            )
+            self._bar.start()
+            self._row = self._bar.add_task(self.title, total=self.total, note="")
+        return self
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Say that `count` more units are done; `note` shows beside the rate."""
+        before, self._done = self._done, min(self._done + count, self.total)
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        rate = f"{self._done / seconds:,.0f} {self.unit}/s"
+        text = f"{rate}  {note}" if note else rate
+        if self._bar is not None:
+            self._bar.update(self._row, completed=self._done, note=text)
+        elif before * _LINES // self.total != self._done * _LINES // self.total:
+            left = seconds * (self.total - self._done) / max(self._done, 1)
+            share = f"{self._done / self.total:4.0%}"
+            sys.stderr.write(f"{self.title:<12} {share}  {text}  {left:.0f} s left\n")
+            sys.stderr.flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
