@@ -1,0 +1,289 @@
+"""Documents to batches of tokens that know the document and the characters they come from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from monosemy.corpus.corpus import Corpus, Part
+from monosemy.corpus.document import Document
+from monosemy.corpus.policy import TokenPolicy
+from monosemy.errors import UserError
+
+# Documents are tokenised together up to this many characters: enough to keep the tokenizer's
+# threads busy, few enough that the first batch comes at once.
+_GROUP = 2**18
+
+# Rows are shuffled this many at a time, so that a batch holds text of many documents although a
+# long document fills hundreds of rows in succession.
+_SHUFFLED = 4096
+
+# Tokens on their way to a batch are the columns of a table with these rows.
+_TOKEN, _DOCUMENT, _START, _END = range(4)
+# Instead of a document's number, where a token comes from none.
+_INSERTED, _PADDING = -1, -2
+
+Table = Int64[np.ndarray, "4 tokens"]
+Row = Int64[np.ndarray, "4 context"]
+
+
+@dataclass(slots=True)
+class TokenBatch:
+    """Rows of tokens and the way back to the text."""
+
+    tokens: Int[Tensor, "batch context"]
+    attention_mask: Bool[Tensor, "batch context"]
+    """False at padding."""
+    counted: Bool[Tensor, "batch context"]
+    """True where the stream's token policy counts the position."""
+    document: Int[Tensor, "batch context"]
+    """Index into `documents`; -1 at padding and at inserted BOS and separators."""
+    start: Int[Tensor, "batch context"]
+    """First character of the token in its document's text; -1 where `document` is."""
+    end: Int[Tensor, "batch context"]
+    """The character after its last; -1 where `document` is."""
+    documents: list[Document]
+    """The documents this batch touches, in the order of the stream."""
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """Return the batch with its tensors on a device."""
+        return TokenBatch(
+            tokens=self.tokens.to(device),
+            attention_mask=self.attention_mask.to(device),
+            counted=self.counted.to(device),
+            document=self.document.to(device),
+            start=self.start.to(device),
+            end=self.end.to(device),
+            documents=self.documents,
+        )
+
+
+class TokenStream:
+    """Batches of tokens from one part of a corpus; each iteration starts anew and is the same.
+
+    Packed, documents follow one another, an EOS between them (BOS where there is no EOS, nothing
+    where there is neither), cut into rows of `context` tokens; what does not fill a last row is
+    left out, unless it is all there is. Not packed, each document is a row, cut or padded to
+    `context`. Either way a row begins with BOS where the tokenizer has one. The last batch may
+    have fewer rows.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        part: Part = "train",
+        context: int = 128,
+        rows: int = 32,
+        packed: bool = True,
+        policy: TokenPolicy | None = None,
+        seed: int | None = 0,
+        epochs: int | None = 1,
+    ) -> None:
+        """Describe a stream; nothing is read until it is iterated over.
+
+        Args:
+            corpus: where the text comes from.
+            tokenizer: a fast Hugging Face tokenizer; it decides special tokens and padding.
+            part: the part of the corpus.
+            context: tokens in a row, BOS included.
+            rows: rows in a batch.
+            packed: several documents in a row, or one.
+            policy: which positions count; None for `TokenPolicy()`.
+            seed: of the order of documents, another one each epoch, and of rows, 4,096 at a time;
+                None: everything in the corpus's own order.
+            epochs: how often to go over the corpus; None: for ever.
+
+        Raises:
+            UserError: the tokenizer is not a fast one, or a number is out of range.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise UserError(
+                f"{type(tokenizer).__name__} cannot say which characters a token comes from",
+                "a fast tokenizer is needed: `AutoTokenizer.from_pretrained(...)` gives one",
+            )
+        if tokenizer is None:
+            raise UserError(
+                "the model has no tokenizer", "pass one with the model: LM(model, tokenizer=...)"
+            )
+        self.corpus = corpus
+        self.tokenizer = tokenizer
+        self.part = part
+        self.context = context
+        self.rows = rows
+        self.packed = packed
+        self.policy = policy or TokenPolicy()
+        self.seed = seed
+        self.epochs = epochs
+        # Read once: a Hugging Face tokenizer looks them up by name each time.
+        bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        self._bos = bos
+        self._separator = bos if eos is None else eos
+        self._pad = next((token for token in (pad, eos) if token is not None), 0)
+        self._pad_left = tokenizer.padding_side == "left"
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+        self._body = context - (bos is not None)  # tokens of text in a row
+        self._check()
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        """Yield batches.
+
+        Raises:
+            UserError: the part of the corpus is empty, or a document cannot be read.
+        """
+        numbered: dict[int, Document] = {}
+        rows = self._rows(self._tables(numbered))
+        rng = None if self.seed is None else np.random.default_rng(self.seed)
+        at_once = self.rows if rng is None else self.rows * max(_SHUFFLED // self.rows, 1)
+        while block := list(itertools.islice(rows, at_once)):
+            _forget(numbered, block)
+            if rng is not None:
+                block = [block[i] for i in rng.permutation(len(block))]
+            for start in range(0, len(block), self.rows):
+                yield self._batch(np.stack(block[start : start + self.rows], axis=1), numbered)
+
+    def _check(self) -> None:
+        if self._body < 1:
+            raise UserError(
+                f"context is {self.context}", f"allowed: {self.context - self._body + 1} and above"
+            )
+        if self.rows < 1:
+            raise UserError(f"rows is {self.rows}", "allowed: 1 and above")
+        if self.epochs is not None and self.epochs < 1:
+            raise UserError(f"epochs is {self.epochs}", "allowed: 1 and above, or None for ever")
+
+    def _tables(self, numbered: dict[int, Document]) -> Iterator[Table]:
+        """Yield the tokens of each document, numbered through all epochs, and note the numbers."""
+        number = 0
+        for epoch in itertools.count() if self.epochs is None else range(self.epochs):
+            first = number
+            seed = None if self.seed is None else (self.seed << 32) + epoch
+            for documents in _grouped(self.corpus.documents(self.part, seed=seed)):
+                for document, table in zip(documents, self._tokenise(documents), strict=True):
+                    if table.shape[1]:
+                        table[_DOCUMENT] = number
+                        numbered[number] = document
+                        number += 1
+                        yield table
+            if number == first:
+                raise UserError(
+                    f"the tokenizer finds no token in the {self.part} part of {self.corpus.name}"
+                )
+
+    def _tokenise(self, documents: list[Document]) -> Iterator[Table]:
+        """Yield the tokens and spans of each document, without special tokens.
+
+        Goes to the tokenizer below the Hugging Face one, which would make Python lists of all the
+        things not needed here and warn of texts longer than the model's context.
+        """
+        tokenizer: Any = self.tokenizer
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        texts = [document.text for document in documents]
+        for encoding in backend.encode_batch(texts, add_special_tokens=False):
+            table = np.empty((4, len(encoding)), dtype=np.int64)
+            table[_TOKEN] = encoding.ids
+            spans = itertools.chain.from_iterable(encoding.offsets)
+            table[_START:] = np.fromiter(spans, np.int64, 2 * len(encoding)).reshape(-1, 2).T
+            yield table
+
+    def _rows(self, tables: Iterator[Table]) -> Iterator[Row]:
+        """Yield rows of `context` tokens."""
+        if self.packed:
+            bodies = _cut(self._separated(tables), self._body)
+        else:
+            bodies = (table[:, : self._body] for table in tables)
+        for body in bodies:
+            yield self._complete(body)
+
+    def _separated(self, tables: Iterator[Table]) -> Iterator[Table]:
+        """Put EOS, else BOS, else nothing between documents."""
+        for number, table in enumerate(tables):
+            if number and self._separator is not None:
+                yield _repeated(self._separator, _INSERTED, 1)
+            yield table
+
+    def _complete(self, body: Table) -> Row:
+        """Put BOS before the tokens of a row and padding where the tokenizer puts it."""
+        parts = [body] if self._bos is None else [_repeated(self._bos, _INSERTED, 1), body]
+        if missing := self._body - body.shape[1]:
+            padding = _repeated(self._pad, _PADDING, missing)
+            parts.insert(0 if self._pad_left else len(parts), padding)
+        return np.concatenate(parts, axis=1)
+
+    def _batch(
+        self, table: Int64[np.ndarray, "4 batch context"], numbered: dict[int, Document]
+    ) -> TokenBatch:
+        """Make a batch, with its own numbering of documents."""
+        origin = table[_DOCUMENT]
+        touched = np.unique(origin[origin >= 0])
+        tokens = torch.from_numpy(table[_TOKEN])
+        attention_mask = torch.from_numpy(origin != _PADDING)
+        return TokenBatch(
+            tokens=tokens,
+            attention_mask=attention_mask,
+            counted=self.policy.mask(tokens, attention_mask, self._special_ids),
+            document=torch.from_numpy(
+                np.where(origin >= 0, np.searchsorted(touched, origin), _INSERTED)
+            ),
+            start=torch.from_numpy(table[_START]),
+            end=torch.from_numpy(table[_END]),
+            documents=[numbered[number] for number in touched.tolist()],
+        )
+
+
+def _forget(numbered: dict[int, Document], rows: list[Row]) -> None:
+    """Drop the documents that were over before these rows, which come in order, began."""
+    first = next((n for row in rows for n in row[_DOCUMENT].tolist() if n >= 0), None)
+    if first is not None:
+        for number in [number for number in numbered if number < first]:
+            del numbered[number]
+
+
+def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Gather documents to be tokenised together."""
+    group: list[Document] = []
+    size = 0
+    for document in documents:
+        group.append(document)
+        size += len(document.text)
+        if size >= _GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _cut(tables: Iterable[Table], length: int) -> Iterator[Table]:
+    """Join tables and cut them to a length; the rest at the end counts only if it is all."""
+    waiting: list[Table] = []
+    size = 0
+    nothing_yet = True
+    for table in tables:
+        waiting.append(table)
+        size += table.shape[1]
+        if size < length:
+            continue
+        joined = np.concatenate(waiting, axis=1)
+        whole = size - size % length
+        yield from (joined[:, i : i + length] for i in range(0, whole, length))
+        waiting, size, nothing_yet = [joined[:, whole:]], size - whole, False
+    if size and nothing_yet:
+        yield np.concatenate(waiting, axis=1)
+
+
+def _repeated(token: int, origin: int, count: int) -> Table:
+    """Return a token that stands for no characters, some times over."""
+    table = np.full((4, count), -1, dtype=np.int64)
+    table[_TOKEN], table[_DOCUMENT] = token, origin
+    return table
