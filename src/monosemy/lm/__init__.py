@@ -1,0 +1,8 @@
+"""A Hugging Face model seen as hook points: list them, capture them, edit them, steer."""
+
+from monosemy.lm.hookpoints import HookPoint
+from monosemy.lm.hooks import Edit
+from monosemy.lm.lm import LM, Steerable
+from monosemy.lm.unembedding import Unembedding
+
+__all__ = ["LM", "Edit", "HookPoint", "Steerable", "Unembedding"]

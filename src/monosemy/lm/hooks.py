@@ -1,0 +1,172 @@
+"""Plain module hooks: read an output, replace an output, stop a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from monosemy.errors import UserError
+
+Edit = Callable[[Float[Tensor, "batch time d"], Int[Tensor, "batch time"] | None], Tensor]
+"""Activations and the token ids of this very forward call, to new activations of the same shape.
+
+With a key-value cache these are the new tokens only. The ids are None where the model was given
+none: images, or embeddings.
+"""
+
+
+class _EverythingRead(Exception):
+    """Ends a forward pass when nothing more is needed of it."""
+
+
+def read(output: object) -> Tensor | None:
+    """Return the activations in a module's output: the tensor, or the first item of a tuple."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
+def replace(output: Any, activations: Tensor) -> Any:
+    """Return `output` with its activations replaced and its structure kept."""
+    if isinstance(output, Tensor):
+        return activations
+    return type(output)((activations, *output[1:]))
+
+
+def run_and_read(
+    model: nn.Module, inputs: Mapping[str, Any], paths: Sequence[str]
+) -> dict[str, Tensor]:
+    """Run `model` until every module in `paths` has run; return each one's first activations.
+
+    Raises:
+        UserError: a module did not run in this forward pass, or returned no tensor.
+    """
+    found: dict[str, Tensor] = {}
+
+    def reader(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
+            activations = read(output)
+            if activations is not None and path not in found:
+                found[path] = activations.clone()  # later code may change it in place (Falcon)
+            if len(found) == len(paths):
+                raise _EverythingRead
+
+        return hook
+
+    handles = [model.get_submodule(p).register_forward_hook(reader(p)) for p in paths]
+    try:
+        model(**inputs)
+    except _EverythingRead:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [path for path in paths if path not in found]
+    if missing:
+        raise UserError(
+            f"nothing to capture at `{missing[0]}`: the module did not run, or returns no tensor",
+            "list what can be captured with lm.hookpoints(all=True)",
+        )
+    return found
+
+
+class Editor:
+    """The edits in force on one model: at most one hook a module, none when there is no edit."""
+
+    def __init__(self, model: nn.Module, outermost: nn.Module) -> None:
+        """Edit modules of `model`; `outermost` is the part whose forward call takes the tokens."""
+        self._model = model
+        self._outermost = outermost
+        self._tokens: Tensor | None = None
+        self._edits: dict[str, list[Edit]] = {}
+
+    @contextmanager
+    def editing(self, path: str, edit: Edit) -> Iterator[None]:
+        """Apply `edit` to the module at `path`, after the edits already in force there."""
+        edits = self._edits.setdefault(path, [])
+        edits.append(edit)
+        handle = None
+        if len(edits) == 1:
+            # First in line, so that whatever else reads this output (`output_hidden_states`,
+            # a capture) reads it edited.
+            module = self._model.get_submodule(path)
+            handle = module.register_forward_hook(self._hook(path), prepend=True)
+        try:
+            yield
+        finally:
+            edits.pop()
+            if handle is not None:
+                handle.remove()
+
+    @contextmanager
+    def seeing_tokens(self) -> Iterator[None]:
+        """Know the token ids of each forward call while the block runs."""
+
+        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            tokens = kwargs.get("input_ids", args[0] if args else None)
+            is_ids = isinstance(tokens, Tensor) and not tokens.is_floating_point()
+            self._tokens = tokens if is_ids else None
+
+        def after(module: nn.Module, args: tuple, output: object) -> None:
+            self._tokens = None
+
+        handles = [
+            self._outermost.register_forward_pre_hook(before, with_kwargs=True),
+            self._outermost.register_forward_hook(after, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+            activations = read(output)
+            if activations is None:
+                raise UserError(f"nothing to edit at `{path}`: the module returns no tensor")
+            for edit in self._edits[path]:
+                edited = edit(activations, self._tokens)
+                _check_shape(path, activations, edited)
+                activations = edited.to(activations.dtype)
+            return replace(output, activations)
+
+        return hook
+
+
+def _check_shape(path: str, before: Tensor, after: object) -> None:
+    if not isinstance(after, Tensor) or after.shape != before.shape:
+        seen = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
+        raise UserError(
+            f"the edit at `{path}` returned {seen}",
+            f"it must return a tensor of the shape it was given, {tuple(before.shape)}",
+        )
+
+
+@torch.no_grad()
+def output_widths(model: nn.Module, inputs: Mapping[str, Any], batch: int) -> dict[str, int]:
+    """Run `model` once; return the width of every module that gives [batch, time, width].
+
+    In the order in which the modules finish.
+    """
+    widths: dict[str, int] = {}
+
+    def recorder(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
+            activations = read(output)
+            if activations is not None and activations.ndim == 3 and len(activations) == batch:
+                widths.setdefault(path, activations.shape[-1])
+
+        return hook
+
+    handles = [m.register_forward_hook(recorder(p)) for p, m in model.named_modules() if p]
+    try:
+        model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return widths

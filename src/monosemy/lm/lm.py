@@ -1,0 +1,418 @@
+"""`LM`: a Hugging Face model, untouched, with named places to read and write."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from monosemy.device import choose_device, fork_seed
+from monosemy.errors import UserError
+from monosemy.lm.hookpoints import HookPoint, find_layout
+from monosemy.lm.hooks import Edit, Editor, output_widths, run_and_read
+from monosemy.lm.load import load_model, load_tokenizer
+from monosemy.lm.unembedding import Unembedding, measure_norm
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""Token ids [batch, time], or a model's named inputs (`pixel_values` for images)."""
+
+
+@runtime_checkable
+class Steerable(Protocol):
+    """What `LM.steer` needs of a dictionary."""
+
+    @property
+    def hookpoint(self) -> str: ...
+
+    def steer(
+        self, x: Tensor, *, feature: int, scale: float, positions: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class LM:
+    """A model and its tokenizer, read and edited at hook points.
+
+    The model stays what it is: plain module hooks are placed for one forward pass (`capture`) or
+    one block (`edit`, `steer`) and taken away again. Works for language models, encoders and
+    vision models of `transformers`, fine-tuned, quantised or wrapped by PEFT.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Load a model, or take one.
+
+        Args:
+            model: `builtin:stdlib`, a folder, a Hub id, or a model object, which is put in
+                evaluation mode and otherwise left as it is.
+            tokenizer: a tokenizer or where to find one. Default: the loaded model's own. A model
+                object without one can do all but `encode`, `generate` and know special tokens.
+            revision: a Hub branch, tag or commit.
+            dtype: of the weights, for a model that is loaded. Default: fp32 on a CPU, the
+                checkpoint's own on a GPU.
+            device: where to run. Default: the best there is; a model object stays where it is.
+
+        Raises:
+            UserError: no such model, tokenizer or device; a module that holds no `transformers`
+                model; `dtype` with a model object.
+        """
+        self.model: nn.Module
+        if isinstance(model, nn.Module):
+            if dtype is not None:
+                # `model.to(dtype)` would round what the model keeps in fp32 on purpose (rotary
+                # frequencies), and change the object for good.
+                raise UserError(
+                    "`dtype` was given with a model object, which has one",
+                    "leave it out; to change it, load the model by name with that dtype",
+                )
+            self._core = _transformers_model(model)
+            self.model = model.eval()
+            if device is not None:
+                model.to(choose_device(device))
+            self.name = self._core.name_or_path or type(self._core).__name__
+        else:
+            self._core = load_model(model, revision=revision, dtype=dtype, device=device)
+            self.model = self._core
+            self.name = str(model)
+            if tokenizer is None and self._core.main_input_name == "input_ids":
+                tokenizer = model
+        if isinstance(tokenizer, str | Path):
+            tokenizer = load_tokenizer(tokenizer, revision=revision)
+        self.tokenizer = tokenizer
+        self.config = self._core.config
+        self.revision = getattr(self.config, "_commit_hash", None) or revision
+        self._layout = find_layout(self.model, self._core)
+        self._editor = Editor(self.model, self._core)
+        self._widths: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"LM({self.name!r}, {self.n_layers} layers, width {self._layout.width})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return next(self.model.parameters()).device
+
+    @property
+    def n_layers(self) -> int:
+        """The number of blocks."""
+        return self._layout.n_layers
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model predicts the next token: it can generate, and be scored in nats."""
+        generates = self._core.can_generate() and hasattr(self.model, "generate")
+        return generates and not getattr(self.config, "is_encoder_decoder", False)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the tokenizer's special tokens; empty without a tokenizer."""
+        return frozenset(self.tokenizer.all_special_ids if self.tokenizer is not None else ())
+
+    @property
+    def context_limit(self) -> int | None:
+        """The most tokens the model was made for; None where there is no limit (Mamba)."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    # --- hook points ------------------------------------------------------------------------
+
+    def hookpoints(self, all: bool = False) -> list[HookPoint]:
+        """Return the hook points: `embed`, and per block `layers.N.attn`, `.mlp` and `layers.N`.
+
+        Args:
+            all: also return every other module whose output is [batch, time, width], in the order
+                in which they run. Costs one small forward pass, once.
+        """
+        standard = self._layout.hookpoints
+        if not all:
+            return list(standard)
+        taken = {point.path for point in standard}
+        others = (path for path in self._measured_widths() if path not in taken)
+        return [*standard, *(self._module_hookpoint(path) for path in others)]
+
+    def hookpoint(self, name: str) -> HookPoint:
+        """Return the hook point that `name` means: a name, an alias or a module path.
+
+        Raises:
+            UserError: unknown (the nearest names are suggested), or a module whose output is not
+                [batch, time, width].
+        """
+        found = self._layout.resolve(name)
+        return found if isinstance(found, HookPoint) else self._module_hookpoint(found)
+
+    def _module_hookpoint(self, path: str) -> HookPoint:
+        widths = self._measured_widths()
+        if path not in widths:
+            raise UserError(
+                f"`{path}` is no hook point: its output is not [batch, time, width]",
+                "list those that are with lm.hookpoints(all=True)",
+            )
+        name = self._layout.name_of(path)
+        return HookPoint(name, path, widths[path], (path,) if path != name else ())
+
+    def _measured_widths(self) -> dict[str, int]:
+        if not self._widths:
+            batch, size = 2, 3
+            if self._takes_images:
+                side, channels = self.config.image_size, self.config.num_channels
+                inputs: Inputs = {"pixel_values": torch.zeros(batch, channels, side, side)}
+            else:
+                inputs = torch.zeros(batch, size, dtype=torch.long)
+            self._widths = output_widths(self.model, self._arguments(inputs, None), batch)
+        return self._widths
+
+    # --- reading ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def capture(
+        self, inputs: Inputs, hookpoints: Iterable[str], *, attention_mask: Tensor | None = None
+    ) -> dict[str, Float[Tensor, "batch time d"]]:
+        """Return activations at hook points, from one forward pass that stops after the last.
+
+        Args:
+            inputs: token ids [batch, time], or a dict of the model's inputs.
+            hookpoints: names, aliases or module paths.
+            attention_mask: bool or int [batch, time], false on padding.
+
+        Returns:
+            Activations [batch, time, width] in the model's dtype, under the names asked for.
+
+        Raises:
+            UserError: unknown hook point, or one that this forward pass does not reach.
+        """
+        names = [hookpoints] if isinstance(hookpoints, str) else list(hookpoints)
+        paths = {name: self.hookpoint(name).path for name in names}
+        if not paths:
+            return {}
+        arguments = self._arguments(inputs, attention_mask)
+        found = run_and_read(self.model, arguments, list(dict.fromkeys(paths.values())))
+        return {name: found[path] for name, path in paths.items()}
+
+    @torch.no_grad()
+    def logits(
+        self, inputs: Inputs, *, attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "*batch_time vocab"]:
+        """Return the model's logits: [batch, time, vocab], for a classifier [batch, classes].
+
+        Raises:
+            UserError: the model has no head.
+        """
+        output = self.model(**self._arguments(inputs, attention_mask))
+        if not hasattr(output, "logits"):
+            raise UserError(
+                f"a {type(self._core).__name__} gives no logits",
+                "load the model with its head (for language: a ...ForCausalLM class)",
+            )
+        return output.logits
+
+    @property
+    def _takes_images(self) -> bool:
+        return self._core.main_input_name == "pixel_values"
+
+    def _arguments(self, inputs: Inputs, attention_mask: Tensor | None) -> dict[str, Any]:
+        """Return the arguments of a forward call, on the model's device, without a cache."""
+        named: dict[str, Any] = {"input_ids": inputs} if isinstance(inputs, Tensor) else {**inputs}
+        if attention_mask is not None:
+            named["attention_mask"] = attention_mask
+        for name, value in named.items():
+            if isinstance(value, Tensor):
+                named[name] = value.to(self.device)
+        if named.get("input_ids") is not None and named["input_ids"].ndim != 2:
+            raise UserError(
+                f"token ids have shape {tuple(named['input_ids'].shape)}",
+                "they must be [batch, time]; add a batch dimension with tokens[None]",
+            )
+        accepted = inspect.signature(self._core.forward).parameters
+        if "use_cache" in accepted:
+            named.setdefault("use_cache", False)
+        mask = named.get("attention_mask")
+        if mask is not None:
+            named["attention_mask"] = mask = mask.long()
+            # A model with learned positions would count from the padding.
+            if "position_ids" in accepted and self.is_causal and not bool(mask[:, 0].all()):
+                named.setdefault("position_ids", (mask.cumsum(-1) - 1).clamp(min=0))
+        return named
+
+    # --- writing ----------------------------------------------------------------------------
+
+    @contextmanager
+    def edit(self, edits: Mapping[str, Edit]) -> Iterator[None]:
+        """Replace activations in every forward pass of the model while the block runs.
+
+        `edits` maps hook points to functions `edit(x, tokens) -> x`, with `x` [batch, time, width]
+        and `tokens` the ids [batch, time] of that forward call (see `Edit`). Blocks nest: the
+        outer edit of a hook point is applied first. Afterwards nothing stays hooked, whatever
+        happened in the block.
+
+        Raises:
+            UserError: unknown hook point; an edit that changes the shape.
+        """
+        resolved = [(self.hookpoint(name).path, edit) for name, edit in edits.items()]
+        with ExitStack() as stack:
+            stack.enter_context(self._editor.seeing_tokens())
+            for path, edit in resolved:
+                stack.enter_context(self._editor.editing(path, edit))
+            yield
+
+    @contextmanager
+    def steer(self, dictionary: Steerable, *, feature: int, scale: float) -> Iterator[None]:
+        """Turn one feature of a dictionary up or down in every forward pass of the block.
+
+        Special tokens are left alone: features mean nothing there, and a changed BOS changes every
+        token after it.
+        """
+        special = torch.tensor(sorted(self.special_ids), dtype=torch.long, device=self.device)
+
+        def steered(x: Tensor, tokens: Tensor | None) -> Tensor:
+            positions = None if tokens is None else ~torch.isin(tokens, special.to(tokens.device))
+            return dictionary.steer(x, feature=feature, scale=scale, positions=positions)
+
+        with self.edit({dictionary.hookpoint: steered}):
+            yield
+
+    # --- text -------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> Int[Tensor, "1 time"]:
+        """Return the token ids of a text, with BOS in front if the tokenizer has one.
+
+        Raises:
+            UserError: the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError(f"`{self.name}` has no tokenizer", "pass one: LM(model, tokenizer=...)")
+        ids = list(self.tokenizer(text)["input_ids"])
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return torch.tensor([ids], dtype=torch.long, device=self.device)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 60,
+        temperature: float = 0.0,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> str:
+        """Return the model's continuation of a prompt, without the prompt.
+
+        Stops at the end-of-text token, after `max_new_tokens`, or at the model's context limit.
+        The model's own sampling defaults (top-p, repetition penalty) are not used, so that what
+        an edit does is not mixed with what they do.
+
+        Args:
+            prompt: the text to continue.
+            max_new_tokens: the most tokens to write.
+            temperature: 0 takes the likeliest token each time; otherwise tokens are drawn.
+            seed: of the draw.
+            use_cache: keep keys and values; without, the text is the same and takes longer.
+
+        Raises:
+            UserError: not a generating model, no tokenizer, or a prompt empty or too long.
+        """
+        if not self.is_causal:
+            raise UserError(
+                f"a {type(self._core).__name__} cannot generate text",
+                "that takes a causal language model",
+            )
+        tokens = self.encode(prompt)
+        room = self._room_after(tokens)
+        greedy = temperature <= 0
+        settings = GenerationConfig(
+            max_new_tokens=min(max_new_tokens, room),
+            do_sample=not greedy,
+            temperature=1.0 if greedy else temperature,
+            top_k=50 if greedy else 0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            num_beams=1,
+            use_cache=use_cache,
+            pad_token_id=self._pad_id(),
+        )
+        generate: Any = self.model.generate
+        with fork_seed(seed):
+            output = generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                generation_config=settings,
+            )
+        return self._continuation(tokens[0].tolist(), output[0].tolist())
+
+    def _room_after(self, tokens: Tensor) -> int:
+        count, limit = tokens.shape[1], self.context_limit
+        if count == 0:
+            raise UserError("the prompt is empty", "write at least one word")
+        if limit is not None and count >= limit:
+            raise UserError(
+                f"the prompt has {count} tokens", f"`{self.name}` takes fewer than {limit}"
+            )
+        return 10**9 if limit is None else limit - count
+
+    def _pad_id(self) -> int:
+        tokenizer = self.tokenizer
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id) if tokenizer is not None else ()
+        return next((id for id in ids if id is not None), 0)
+
+    def _continuation(self, prompt: list[int], whole: list[int]) -> str:
+        """Decode what follows the prompt.
+
+        Not the new tokens alone where that can be helped: some tokenizers then drop a space.
+        """
+        before, text = self._decode(prompt), self._decode(whole)
+        if text.startswith(before):
+            return text[len(before) :]
+        return self._decode(whole[len(prompt) :])
+
+    def _decode(self, ids: list[int]) -> str:
+        tokenizer: Any = self.tokenizer
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    # --- the way out ------------------------------------------------------------------------
+
+    def unembedding(self) -> Unembedding:
+        """Return what the logit lens needs: the unembedding matrix and the final norm's gain.
+
+        Raises:
+            UserError: not a causal language model.
+        """
+        head = self._core.get_output_embeddings() if self.is_causal else None
+        if head is None:
+            raise UserError(
+                f"a {type(self._core).__name__} has no unembedding",
+                "the logit lens takes a causal language model with its head",
+            )
+        weight = head.weight.detach().float()
+        bias = getattr(head, "bias", None)
+        norm = next((p for p in self._layout.hookpoints if p.name == "final_norm"), None)
+        gain, centres = None, False
+        if norm is not None:
+            gain, centres = measure_norm(self._layout.modules[norm.path], norm.width)
+        return Unembedding(weight, gain, None if bias is None else bias.detach().float(), centres)
+
+
+def _transformers_model(model: nn.Module) -> PreTrainedModel:
+    """Return the `transformers` model in a module: itself, or what a wrapper (PEFT) holds.
+
+    Wrappers call it from `generate` without passing by their own forward.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise UserError(
+        f"a {type(model).__name__} is no `transformers` model",
+        "pass a PreTrainedModel, a folder that one was saved in, or a Hub id",
+    )
