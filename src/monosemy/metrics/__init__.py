@@ -1,0 +1,16 @@
+"""Figures that say how good a dictionary is: pure functions and sums that stream exactly."""
+
+from monosemy.metrics.activity import Activity
+from monosemy.metrics.groups import GroupSums, bootstrap_weights
+from monosemy.metrics.loss import LossEffect
+from monosemy.metrics.reconstruction import FORMULAS, Reconstruction, interval
+
+__all__ = [
+    "FORMULAS",
+    "Activity",
+    "GroupSums",
+    "LossEffect",
+    "Reconstruction",
+    "bootstrap_weights",
+    "interval",
+]
