@@ -1,0 +1,13 @@
+"""Batches of activations: taken live from a model, shuffled, and their statistics."""
+
+from monosemy.activations.live import Activations, LiveActivations, counted_activations
+from monosemy.activations.shuffle import ShufflePool
+from monosemy.activations.statistics import Statistics
+
+__all__ = [
+    "Activations",
+    "LiveActivations",
+    "ShufflePool",
+    "Statistics",
+    "counted_activations",
+]

@@ -1,0 +1,56 @@
+"""Activations taken from the model as text streams through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from monosemy.corpus import TokenBatch, TokenStream
+from monosemy.errors import UserError
+from monosemy.lm import LM
+
+Activations = dict[str, Tensor]
+"""Activations of the same tokens at one or several hook points: name -> [tokens, d_in]."""
+
+
+class LiveActivations:
+    """Iterate over the counted tokens' activations, one batch of text at a time.
+
+    One forward pass, which stops after the last hook point, serves all hook points.
+    """
+
+    def __init__(self, lm: LM, stream: TokenStream, hookpoints: Sequence[str]) -> None:
+        self.lm, self.stream, self.hookpoints = lm, stream, list(hookpoints)
+
+    def __iter__(self) -> Iterator[Activations]:
+        for batch in self.stream:
+            yield counted_activations(self.lm, batch, self.hookpoints)
+
+
+def counted_activations(lm: LM, batch: TokenBatch, hookpoints: Sequence[str]) -> Activations:
+    """Return activations of a batch's counted tokens, in fp32, from one forward pass.
+
+    Raises:
+        UserError: some are NaN or infinite; names the documents they came from.
+    """
+    captured = lm.capture(batch.tokens, hookpoints, attention_mask=batch.attention_mask)
+    counted = batch.counted.to(lm.device)
+    values = {name: x[counted].float() for name, x in captured.items()}
+    for name, x in values.items():
+        _check_finite(x, name, batch)
+    return values
+
+
+def _check_finite(x: Tensor, hookpoint: str, batch: TokenBatch) -> None:
+    bad = ~torch.isfinite(x).all(-1).cpu()
+    if not bad.any():
+        return
+    numbers = batch.document[batch.counted][bad].unique().tolist()
+    names = [batch.documents[i].id for i in numbers if i >= 0]
+    raise UserError(
+        f"activations at `{hookpoint}` are NaN or infinite on {int(bad.sum())} tokens, in "
+        + ", ".join(f"`{name}`" for name in names[:5]),
+        "the model overflows on this text: load it in float32 or bfloat16, or leave the text out",
+    )
