@@ -1,0 +1,28 @@
+"""Sparse coders, one file an architecture, and the dictionary they become when saved."""
+
+from monosemy.coders.batch_topk import BatchTopK
+from monosemy.coders.code import Code
+from monosemy.coders.coder import SparseCoder
+from monosemy.coders.dictionary import Dictionary, Provenance
+from monosemy.coders.doctor import Diagnosis, attach, diagnose
+from monosemy.coders.fingerprint import Figures, Fingerprint
+from monosemy.coders.registry import ARCHITECTURES, make_coder
+from monosemy.coders.relu import ReLU
+from monosemy.coders.topk import TopK
+
+__all__ = [
+    "ARCHITECTURES",
+    "BatchTopK",
+    "Code",
+    "Diagnosis",
+    "Dictionary",
+    "Figures",
+    "Fingerprint",
+    "Provenance",
+    "ReLU",
+    "SparseCoder",
+    "TopK",
+    "attach",
+    "diagnose",
+    "make_coder",
+]
