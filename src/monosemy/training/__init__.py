@@ -1,0 +1,16 @@
+"""Training: from text and a model to a dictionary."""
+
+from monosemy.training.config import TrainConfig
+from monosemy.training.member import Member, StepFigures, auxiliary_loss
+from monosemy.training.run import Run, middle, token_stream, train
+
+__all__ = [
+    "Member",
+    "Run",
+    "StepFigures",
+    "TrainConfig",
+    "auxiliary_loss",
+    "middle",
+    "token_stream",
+    "train",
+]
