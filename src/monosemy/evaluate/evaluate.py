@@ -1,0 +1,303 @@
+"""Measure a dictionary on held-out text, beside baselines, with intervals over documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monosemy.activations import LiveActivations, counted_activations
+from monosemy.coders import Dictionary, attach
+from monosemy.corpus import Corpus, TokenBatch, TokenStream, open_corpus
+from monosemy.errors import UserError
+from monosemy.evaluate import baselines
+from monosemy.evaluate.baselines import Reconstruct
+from monosemy.evaluate.evaluation import Evaluation
+from monosemy.lm import LM
+from monosemy.metrics import (
+    FORMULAS,
+    Activity,
+    LossEffect,
+    Reconstruction,
+    bootstrap_weights,
+    interval,
+)
+from monosemy.metrics.table import Better, MetricRow, MetricValue
+from monosemy.progress import Task
+
+FIT_TOKENS = 65_536
+"""Training tokens that the baselines are fitted on."""
+
+_ROWS: list[tuple[str, str, Better, str]] = [
+    ("FVU", "fvu", "lower", "share of variance left unexplained, token-pooled; 1 = the mean"),
+    ("FVU, mean over tokens", "token_fvu", "lower", "the same share token by token, averaged"),
+    ("MSE", "mse", "lower", "mean squared error a dimension"),
+    ("cosine", "cosine", "higher", "mean cosine of activation and reconstruction"),
+    ("L0", "l0", "", "numbers used a token: features, components or coordinates"),
+    ("CE increase", "ce_increase", "lower", "rise of next-token loss, nats, when spliced in"),
+    (
+        "loss recovered (mean)",
+        "recovered_mean",
+        "higher",
+        "1 = no harm; 0 = as the mean activation",
+    ),
+    ("loss recovered (zero)", "recovered_zero", "higher", "1 = no harm; 0 = as zero activations"),
+    ("KL", "kl", "lower", "divergence of next-token predictions from the model's own, nats"),
+]
+
+
+def evaluate(
+    dictionary: Dictionary | Any,
+    lm: LM | None = None,
+    data: Any = None,
+    *,
+    tokens: int = 65_536,
+    loss_tokens: int = 16_384,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a dictionary on held-out documents beside its baselines.
+
+    Reconstruction is measured on `tokens` tokens, the effect on the model's loss on the first
+    `loss_tokens` of them: counted positions are replaced, and the loss counted is that of
+    predicting the next token of the same document from them. Baselines are fitted on training
+    documents. Intervals are 95%, from `draws` bootstrap draws of documents.
+
+    Args:
+        dictionary: a dictionary, or a run.
+        lm: the model; default the one the dictionary names.
+        data: a corpus; default the one the dictionary was trained on.
+        tokens: held-out tokens for reconstruction.
+        loss_tokens: held-out tokens for the loss.
+        draws: bootstrap draws.
+        seed: of the untrained dictionary and the bootstrap.
+
+    Raises:
+        UserError: the dictionary does not fit the model, or there is no held-out text.
+    """
+    corpus = open_dictionary_corpus(dictionary, data)
+    lm = lm or getattr(dictionary, "lm", None)
+    dictionary = getattr(dictionary, "dictionary", dictionary)
+    lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
+    attach(dictionary, lm)
+    k = max(round(dictionary.l0), 1)
+    fit = LiveActivations(lm, text_of(dictionary, lm, corpus, "train"), [dictionary.hookpoint])
+    sample = baselines.collect((v[dictionary.hookpoint] for v in fit), FIT_TOKENS)
+    components = min(k, dictionary.d_in)
+    candidates = {
+        "dictionary": baselines.of_dictionary(dictionary),
+        f"PCA-{components}": baselines.pca(sample, components),
+        "untrained dictionary": baselines.untrained(sample, dictionary.width, k, seed + 1),
+        f"{components} largest neurons": baselines.raw_neurons(sample, components),
+    }
+    measured = _Measurement(dictionary, lm, candidates, sample.mean(0))
+    measured.run(text_of(dictionary, lm, corpus, "held_out"), tokens, loss_tokens)
+    return measured.result(corpus, draws, seed)
+
+
+def open_dictionary_corpus(dictionary: Dictionary | Any, data: Any = None) -> Corpus:
+    """Return the corpus given, or the one a dictionary or run was trained on.
+
+    Raises:
+        UserError: none is given and the dictionary's cannot be opened again.
+    """
+    if data is not None:
+        return open_corpus(data)
+    corpus = getattr(dictionary, "corpus", None)
+    if corpus is not None:
+        return corpus
+    described = dictionary.provenance.corpus
+    if not described or described["source"].startswith("python:"):
+        raise UserError(
+            "this dictionary was trained on text held in memory, which is gone",
+            "say which text to use with `data` (--data)",
+        )
+    return open_corpus(**described)
+
+
+def text_of(
+    dictionary: Dictionary, lm: LM, corpus: Corpus, part: Any, epochs: int | None = 1
+) -> TokenStream:
+    """Return text in the rows, and under the token policy, that a dictionary was trained with."""
+    provenance = dictionary.provenance
+    return TokenStream(
+        corpus,
+        lm.tokenizer,
+        part=part,
+        context=provenance.context,
+        rows=max(4096 // provenance.context, 1),
+        packed=provenance.packed,
+        policy=provenance.policy,
+        seed=0,
+        epochs=epochs,
+    )
+
+
+class _Measurement:
+    """The sums of every candidate over held-out text."""
+
+    def __init__(
+        self, dictionary: Dictionary, lm: LM, candidates: Mapping[str, Reconstruct], mean: Tensor
+    ) -> None:
+        self.dictionary, self.lm, self.candidates, self.mean = dictionary, lm, candidates, mean
+        self.reconstructions = {name: Reconstruction(mean) for name in candidates}
+        self.activity = Activity(dictionary.width)
+        self.loss = LossEffect([*candidates, "mean", "zero"], ablations=["mean", "zero"])
+        self.documents: dict[str, int] = {}
+        self.loss_tokens = 0
+
+    def run(self, stream: TokenStream, tokens: int, loss_tokens: int) -> None:
+        with Task("evaluate", tokens) as task:
+            for batch in stream:
+                groups = self._groups(batch)
+                name = self.dictionary.hookpoint
+                x = counted_activations(self.lm, batch, [name])[name]
+                self._reconstruct(x, groups[batch.counted])
+                if self.loss_tokens < loss_tokens and self.lm.is_causal:
+                    self._splice(batch, groups)
+                task.advance(len(x))
+                if self.activity.n_tokens >= tokens:
+                    break
+
+    def _groups(self, batch: TokenBatch) -> Tensor:
+        """Number the documents, the same through all batches; inserted tokens get 0."""
+        numbers = [self.documents.setdefault(d.id, len(self.documents)) for d in batch.documents]
+        return torch.tensor([*numbers, 0])[batch.document]
+
+    def _reconstruct(self, x: Tensor, groups: Tensor) -> None:
+        for name, reconstruct in self.candidates.items():
+            xhat, l0 = reconstruct(x)
+            self.reconstructions[name].update(x, xhat, l0, groups)
+        code = self.dictionary.encode_sparse(x)
+        self.activity.update(code.values, code.indices, len(x))
+
+    def _splice(self, batch: TokenBatch, groups: Tensor) -> None:
+        """Run the model once as it is and once with each reconstruction in place."""
+        targets = batch.tokens.roll(-1, dims=1)
+        same = batch.document.roll(-1, dims=1) == batch.document
+        same[:, -1] = False
+        counted = batch.counted & same
+        original = self.lm.logits(batch.tokens, attention_mask=batch.attention_mask)
+        self.loss.update(original.cpu(), self._spliced(batch), targets, counted, groups)
+        self.loss_tokens += int(counted.sum())
+
+    def _spliced(self, batch: TokenBatch) -> Iterator[tuple[str, Tensor]]:
+        for name, reconstruct in self.candidates.items():
+            yield name, self._logits_with(batch, partial(_output, reconstruct))
+        yield "mean", self._logits_with(batch, lambda x: self.mean.expand_as(x))
+        yield "zero", self._logits_with(batch, torch.zeros_like)
+
+    def _logits_with(self, batch: TokenBatch, replace: Callable[[Tensor], Tensor]) -> Tensor:
+        counted = batch.counted.to(self.lm.device)
+
+        def edit(x: Tensor, tokens: Tensor | None) -> Tensor:
+            out = x.clone()
+            out[counted] = replace(x[counted].float()).to(x.dtype)
+            return out
+
+        with self.lm.edit({self.dictionary.hookpoint: edit}):
+            return self.lm.logits(batch.tokens, attention_mask=batch.attention_mask).cpu()
+
+    def result(self, corpus: Corpus, draws: int, seed: int) -> Evaluation:
+        weights = bootstrap_weights(len(self.documents), draws, seed)
+        points = {name: r.compute() for name, r in self.reconstructions.items()}
+        samples = {name: r.resample(weights) for name, r in self.reconstructions.items()}
+        if self.loss_tokens:
+            self._add_loss(points, samples, weights)
+        rows = [self._row(row, points, samples) for row in _ROWS if row[1] in points["dictionary"]]
+        rows += self._activity_rows()
+        return Evaluation(
+            columns=list(self.candidates),
+            rows=rows,
+            verdict=verdict(samples, self.activity.n_tokens, len(self.documents)),
+            context={
+                "model": self.lm.name,
+                "hookpoint": self.dictionary.hookpoint,
+                "corpus": corpus.describe(),
+                "part": "held_out",
+                "tokens": self.activity.n_tokens,
+                "loss_tokens": self.loss_tokens,
+                "documents": len(self.documents),
+                "formulas": FORMULAS,
+                "interval": "95%, bootstrap over documents",
+                "draws": draws,
+                "seed": seed,
+            },
+        )
+
+    def _add_loss(self, points: dict, samples: dict, weights: np.ndarray) -> None:
+        computed, resampled = self.loss.compute(), self.loss.resample(weights)
+        for name in self.candidates:
+            for into, figures in ((points, computed), (samples, resampled)):
+                increase = figures[name]["ce"] - figures["original"]["ce"]
+                into[name].update(figures[name], ce_increase=increase)
+
+    def _row(self, row: tuple[str, str, Better, str], points: dict, samples: dict) -> MetricRow:
+        title, key, better, explanation = row
+        values: list[MetricValue | None] = []
+        for name in self.candidates:
+            low, high = interval({key: samples[name][key]})[key]
+            values.append(MetricValue(points[name][key], low, high))
+        unit = "nats" if key in ("ce_increase", "kl") else ""
+        return MetricRow(title, unit, better, explanation, values)
+
+    def _activity_rows(self) -> list[MetricRow]:
+        nothing: list[MetricValue | None] = [None] * (len(self.candidates) - 1)
+        dead = self.activity.dead_share
+        alive = self.activity.density[self.activity.counts > 0]
+        density = float(alive.median()) if len(alive) else 0.0
+        return [
+            MetricRow(
+                "dead share",
+                "",
+                "lower",
+                f"features that fired on none of {self.activity.n_tokens:,} tokens",
+                [MetricValue(dead, dead, dead), *nothing],
+            ),
+            MetricRow(
+                "median density",
+                "",
+                "",
+                "share of tokens on which the median live feature fires",
+                [MetricValue(density, density, density), *nothing],
+            ),
+        ]
+
+
+def _output(reconstruct: Reconstruct, x: Tensor) -> Tensor:
+    return reconstruct(x)[0]
+
+
+def verdict(samples: Mapping[str, Mapping[str, np.ndarray]], tokens: int, documents: int) -> str:
+    """Say in words where the dictionary wins, ties or loses.
+
+    A win or loss is a difference whose 95% interval, over documents, excludes zero.
+    """
+    judged = [("FVU", "fvu", -1), ("loss recovered", "recovered_mean", 1)]
+    clauses = []
+    for title, key, sign in judged:
+        if key not in samples["dictionary"]:
+            continue
+        outcomes: dict[str, list[str]] = {"wins against": [], "ties with": [], "loses to": []}
+        for name, figures in samples.items():
+            if name == "dictionary":
+                continue
+            difference = {"d": sign * (samples["dictionary"][key] - figures[key])}
+            low, high = interval(difference)["d"]
+            outcome = "wins against" if low > 0 else "loses to" if high < 0 else "ties with"
+            outcomes[outcome].append(name)
+        said = [f"{outcome} {_join(names)}" for outcome, names in outcomes.items() if names]
+        clauses.append(f"on {title} it {' and '.join(said)}")
+    return (
+        f"On {tokens:,} held-out tokens of {documents} documents, at equal L0: "
+        + "; ".join(clauses)
+        + "."
+    )
+
+
+def _join(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from sklearn.decomposition import PCA
+
+from monosemy.corpus import Corpus, open_corpus
+from monosemy.errors import UserError
+from monosemy.evaluate import Evaluation, baselines, evaluate
+from monosemy.evaluate.evaluate import verdict
+from monosemy.lm import LM
+from monosemy.training import Run, train
+
+
+@pytest.fixture(scope="module")
+def evaluation(run: Run) -> Evaluation:
+    return evaluate(run, tokens=4000, loss_tokens=2000, draws=200)
+
+
+def test_every_figure_stands_beside_its_baselines(evaluation: Evaluation) -> None:
+    assert evaluation.columns[0] == "dictionary"
+    assert len(evaluation.columns) == 4
+    names = [row.name for row in evaluation.rows]
+    assert {"FVU", "CE increase", "loss recovered (mean)", "KL", "L0"} <= set(names)
+    for row in evaluation.rows:
+        for cell in row.values:
+            assert cell is None or (cell.low <= cell.high and np.isfinite(cell.value))
+
+
+def test_the_dictionary_beats_an_untrained_one(evaluation: Evaluation) -> None:
+    assert evaluation.value("FVU") < evaluation.value("FVU", "untrained dictionary") < 1
+    assert "wins against" in evaluation.verdict
+    assert f"{evaluation.context['documents']} documents" in evaluation.verdict
+
+
+def test_only_held_out_documents_are_used(run: Run, evaluation: Evaluation) -> None:
+    held_out = sum(1 for _ in run.corpus.documents("held_out"))
+    assert evaluation.context["documents"] <= held_out
+
+
+def test_all_of_it_is_json(evaluation: Evaluation) -> None:
+    assert json.loads(json.dumps(evaluation.to_dict()))["context"]["formulas"] == "1"
+    assert "FVU" in repr(evaluation)
+    assert "<table>" in evaluation._repr_html_()
+
+
+def test_the_same_seed_gives_the_same_table(run: Run, evaluation: Evaluation) -> None:
+    assert evaluate(run, tokens=4000, loss_tokens=2000, draws=200) == evaluation
+
+
+def test_an_exact_dictionary_recovers_everything(run: Run, monkeypatch) -> None:
+    monkeypatch.setattr(
+        baselines, "of_dictionary", lambda d: lambda x: (x.clone(), torch.zeros(len(x)))
+    )
+    exact = evaluate(run, tokens=1500, loss_tokens=1500, draws=20)
+    assert exact.value("FVU") == 0
+    assert exact.value("CE increase") == pytest.approx(0, abs=1e-6)
+    assert exact.value("loss recovered (mean)") == pytest.approx(1)
+    assert exact.value("KL") == pytest.approx(0, abs=1e-6)
+
+
+def test_pca_equals_scikit_learns() -> None:
+    x = torch.randn(500, 20) @ torch.randn(20, 20) + 5
+    ours, l0 = baselines.pca(x, 6)(x)
+    theirs = PCA(6, svd_solver="full").fit(x.double().numpy())
+    expected = theirs.inverse_transform(theirs.transform(x.double().numpy()))
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-3)
+    assert (l0 == 6).all()
+
+
+def test_all_neurons_kept_is_exact_and_more_are_never_worse() -> None:
+    x = torch.randn(200, 12) + 3
+    errors = [(baselines.raw_neurons(x, k)(x)[0] - x).square().sum(1) for k in range(1, 13)]
+    assert errors[-1].max() < 1e-9
+    for fewer, more in itertools.pairwise(errors):
+        assert (more <= fewer + 1e-6).all()
+
+
+def test_untrained_dictionary_is_scaled_at_its_best() -> None:
+    x = torch.randn(2000, 16) + 2
+    xhat, _ = baselines.untrained(x, 64, 4, seed=0)(x)
+    error = (x - xhat).square().sum()
+    mean = x.mean(0)
+    for factor in (0.9, 1.1):
+        assert error < (x - (mean + factor * (xhat - mean))).square().sum()
+
+
+def test_verdict_says_win_tie_and_loss() -> None:
+    rng = np.random.default_rng(0)
+
+    def around(value: float) -> dict[str, np.ndarray]:
+        return {"fvu": value + 0.01 * rng.standard_normal(500)}
+
+    said = verdict(
+        {"dictionary": around(0.3), "A": around(0.5), "B": around(0.3), "C": around(0.1)}, 1000, 9
+    )
+    assert said.endswith("on FVU it wins against A and ties with B and loses to C.")
+
+
+def test_text_in_memory_must_be_given_again(run: Run, lm: LM) -> None:
+    with pytest.raises(UserError, match="held in memory"):
+        evaluate(run.dictionary, lm)
+
+
+def test_a_corpus_without_held_out_text_is_refused(lm: LM) -> None:
+    with pytest.raises(UserError, match="held-out"):
+        train(lm, open_corpus(["one document only, " * 50]), **SMALL)
+
+
+def test_other_text_can_be_used(run: Run, corpus: Corpus) -> None:
+    other = open_corpus([f"some prose number {i}, " * 9 for i in range(40)], held_out=0.5)
+    found = evaluate(run, data=other, tokens=500, loss_tokens=200, draws=20)
+    assert found.context["corpus"]["source"] == "python:list"
