@@ -1,0 +1,51 @@
+"""A feature as a card of HTML, for notebooks and for the report."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from monosemy.interpret.view import FeatureView
+from monosemy.report import numbers
+from monosemy.report.svg import draw_histogram
+from monosemy.report.tokens import peak_tokens, seen_tokens, visible
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def card_html(view: FeatureView) -> str:
+    """The card of a feature: a fragment of HTML that brings its own style and nothing else.
+
+    It follows the reader's (or the notebook's) light or dark theme. Text of tokens and documents
+    is escaped.
+    """
+    card = environment().get_template("card.html").module.card(view)  # type: ignore[attr-defined]
+    return f"<style>{stylesheet('card.css')}</style>\n{card}"
+
+
+def stylesheet(name: str) -> Markup:
+    """A style sheet of the package, to be written inside a page."""
+    return Markup((_TEMPLATES / name).read_text("utf-8"))
+
+
+@cache
+def environment() -> Environment:
+    """The templates, with everything that is put into them escaped."""
+    env = Environment(
+        loader=FileSystemLoader(_TEMPLATES, encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    env.filters.update(
+        figure=numbers.figure, count=numbers.count, percent=numbers.percent, visible=visible
+    )
+    env.globals.update(
+        draw_histogram=draw_histogram,
+        peak_tokens=peak_tokens,
+        seen_tokens=seen_tokens,
+        stylesheet=stylesheet,
+    )
+    return env
