@@ -1,0 +1,34 @@
+"""Where commands print, and what several of them need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from transformers.utils import logging
+
+from monosemy.coders import Dictionary
+from monosemy.corpus import Corpus, open_corpus
+from monosemy.evaluate import open_dictionary_corpus
+from monosemy.lm import LM
+
+logging.disable_progress_bar()  # loading weights takes a moment; bars are for long work
+
+# Without a terminal, tables keep their columns: a pipe has no width of its own.
+console = Console(width=None if Console().is_terminal else 120, highlight=False)
+
+
+def open_dictionary(run: Path, model: str | None, device: str | None) -> tuple[Dictionary, LM]:
+    """Load a dictionary and the model it belongs to, or the one named instead."""
+    dictionary = Dictionary.from_pretrained(run)
+    revision = dictionary.provenance.revision if model is None else None
+    lm = LM(model or dictionary.provenance.model, revision=revision, device=device)
+    dictionary.to(lm.device)
+    return dictionary, lm
+
+
+def open_text(dictionary: Dictionary, data: str | None, column: str | None) -> Corpus:
+    """Open the corpus named, or the one a dictionary was trained on."""
+    if data is not None:
+        return open_corpus(data, column=column)
+    return open_dictionary_corpus(dictionary)

@@ -1,0 +1,80 @@
+"""The `monosemy` command: finds the command's file and hands over.
+
+Nothing heavy is imported before it is known which command runs, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from monosemy.errors import UserError, nearest
+
+COMMANDS = {
+    "demo": "train, measure, look at and steer the embedded model, and write a report",
+    "train": "train a dictionary on a model's activations",
+    "evaluate": "measure a dictionary on held-out text, beside baselines",
+    "features": "see what a dictionary's features fire on",
+    "steer": "continue a prompt with a feature turned up or down",
+    "doctor": "check that a dictionary is wired to a model rightly",
+    "hookpoints": "list where a model's activations can be read and edited",
+    "report": "write a run's report as one HTML file",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; exits with status 2 and one clear message on a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {error.hint}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return
+    if name == "--version":
+        from monosemy import __version__
+
+        print(f"monosemy {__version__}")
+        return
+    if name not in COMMANDS:
+        raise UserError(
+            f"no command `{name}`",
+            f"{nearest(name, COMMANDS)} allowed: {', '.join(COMMANDS)}".strip(),
+        )
+    module = importlib.import_module(f"monosemy.cli.{name}")
+    import tyro
+
+    command = tyro.cli(
+        module.Command,
+        args=arguments[1:],
+        prog=f"monosemy {name}",
+        description=module.__doc__,
+    )
+    command.run()
+
+
+def usage() -> str:
+    """Return what `monosemy --help` prints."""
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: monosemy COMMAND [options]",
+            "",
+            "Find the features a language model computes with.",
+            "",
+            *lines,
+            "",
+            "`monosemy COMMAND --help` lists a command's options.",
+        ]
+    )
