@@ -28,7 +28,7 @@ class Statistics:
     @classmethod
     def of(cls, batches: Iterable[Float[Tensor, "tokens d_in"]]) -> Statistics:
         """Measure a sample, which should be shuffled over documents and free of special tokens."""
-        x = torch.cat(list(batches)).double()
+        x = torch.cat([batch.cpu().double() for batch in batches])  # not every device has doubles
         mean = x.mean(0)
         centred = x - mean
         norm = centred.norm(dim=-1).mean().item()

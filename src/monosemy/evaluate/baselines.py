@@ -27,11 +27,11 @@ def of_dictionary(dictionary: Dictionary) -> Reconstruct:
 
 def pca(sample: Float[Tensor, "tokens d_in"], components: int) -> Reconstruct:
     """Return the projection on the first principal components of a training sample."""
-    x = sample.double()
+    x = sample.cpu().double()
     mean = x.mean(0)
     covariance = (x - mean).T @ (x - mean) / len(x)
-    basis = torch.linalg.eigh(covariance).eigenvectors[:, -components:].float()
-    centre = mean.float()
+    basis = torch.linalg.eigh(covariance).eigenvectors[:, -components:].to(sample)
+    centre = mean.to(sample)
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
         xhat = centre + (x - centre) @ basis @ basis.T
@@ -49,7 +49,7 @@ def untrained(sample: Float[Tensor, "tokens d_in"], width: int, k: int, seed: in
     statistics = Statistics.of([sample])
     coder = TopK(sample.shape[1], width, k=k, seed=seed).to(sample.device).requires_grad_(False)
     coder.fold(statistics.mean, statistics.scale)
-    mean = statistics.mean
+    mean = statistics.mean.to(sample)
     part = sample[:8192]
     drawn = coder(part) - mean
     gain = ((part - mean) * drawn).sum() / drawn.square().sum().clamp_min(1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -88,36 +89,55 @@ def train(
     _check_context(lm, config.context)
     corpus.check("train", "held_out")
     folder = new_run_folder(out) if out is not None else None
-    _write_config(folder, lm, corpus, point.name, policy, config)
+    try:
+        _write_config(folder, lm, corpus, point.name, policy, config)
+        dictionary, history = _train(lm, corpus, point.name, coder, policy, config)
+        if folder is not None:
+            dictionary.save_pretrained(folder / "dictionary")
+            lines = "".join(json.dumps(line) + "\n" for line in history)
+            write_text(folder / "train.jsonl", lines)
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder)  # made above, and without a dictionary of no use
+        raise
+    return Run(folder, lm, corpus, config, dictionary, history)
 
+
+def _train(
+    lm: LM,
+    corpus: Corpus,
+    hookpoint: str,
+    coder: SparseCoder,
+    policy: TokenPolicy,
+    config: TrainConfig,
+) -> tuple[Dictionary, list[dict[str, float]]]:
     began = time.monotonic()
     stream = token_stream(lm, corpus, "train", config, policy, epochs=None)
     pool = ShufflePool(
-        LiveActivations(lm, stream, [point.name]),
+        LiveActivations(lm, stream, [hookpoint]),
         size=config.pool,
         batch_size=config.batch,
         seed=config.seed,
     )
-    statistics, batches = _measure_statistics((values[point.name] for values in pool), config.batch)
+    statistics, batches = _measure_statistics((values[hookpoint] for values in pool), config.batch)
     member = Member(
         coder,
-        lr=config.learning_rate(width),
+        lr=config.learning_rate(coder.width),
         steps=config.steps,
         dead_after=config.dead_after,
     )
     history = _take_steps(member, statistics, batches, config)
     _finish(coder, statistics, batches)
     seconds = time.monotonic() - began
-
-    fingerprint = Fingerprint.record(
-        lm, coder, point.name, corpus, context=config.context, policy=policy
-    )
     held_out = token_stream(lm, corpus, "held_out", config, policy, epochs=1)
-    activity = _activity(lm, coder, point.name, held_out)
+    activity = _activity(lm, coder, hookpoint, held_out)
+    fingerprint = Fingerprint.record(
+        lm, coder, hookpoint, corpus, context=config.context, policy=policy
+    )
     provenance = Provenance(
         model=lm.name,
         revision=lm.revision,
-        hookpoint=point.name,
+        hookpoint=hookpoint,
         context=config.context,
         packed=config.packed,
         policy=policy,
@@ -134,12 +154,9 @@ def train(
         },
     )
     dictionary = Dictionary(
-        coder, provenance, activity.max, statistics.mean.cpu(), statistics.scale, fingerprint
+        coder, provenance, activity.max, statistics.mean, statistics.scale, fingerprint
     )
-    if folder is not None:
-        dictionary.save_pretrained(folder / "dictionary")
-        write_text(folder / "train.jsonl", "".join(json.dumps(line) + "\n" for line in history))
-    return Run(folder, lm, corpus, config, dictionary, history)
+    return dictionary, history
 
 
 def middle(lm: LM) -> str:
