@@ -85,7 +85,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_leaves_a_run(trained: Path) -> None:
     assert {p.name for p in trained.iterdir()} >= {"config.json", "train.jsonl", "dictionary"}
     config = json.loads((trained / "config.json").read_text())
-    assert config["settings"]["width"] == 64
+    assert config["training"]["width"] == 64
 
 
 def test_evaluate_prints_baselines_and_verdict(
@@ -143,7 +143,7 @@ def test_hookpoints_lists_names_widths_and_aliases(
 
 def test_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no-such-model-here" in mistake(capsys, "hookpoints", "./no-such-model-here")
-    assert "builtin:stdlib" in mistake(capsys, "hookpoints", "builtin:stdlibb")
+    assert "did you mean `stdlib`" in mistake(capsys, "hookpoints", "builtin:stdlibb")
 
 
 def test_unknown_hook_point(

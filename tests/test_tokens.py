@@ -418,7 +418,7 @@ def test_a_tokenizer_that_is_not_fast_is_refused():
         stream(TEXTS, ByT5Tokenizer())
 
 
-def test_a_model_without_a_tokenizer_is_refused(wrong_types_allowed):
+def test_a_model_without_a_tokenizer_is_refused():
     with pytest.raises(UserError, match="no tokenizer"):
         TokenStream(open_corpus(TEXTS), None)
 

@@ -13,6 +13,7 @@ from monosemy.corpus import Corpus
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.training import Member, Run, TrainConfig, auxiliary_loss, train
+from monosemy.training.member import AUX_WEIGHT
 
 
 def synthetic(n: int, d: int = 16, features: int = 24, active: int = 3) -> Tensor:
@@ -99,16 +100,22 @@ def test_auxiliary_loss_of_knowing_nothing_is_one() -> None:
     assert loss.item() == pytest.approx(1)
 
 
-def test_dead_features_are_counted_in_tokens_and_come_back() -> None:
-    """Two hundred features start where nothing is; AuxK brings most of them to use."""
-    coder = make_coder("topk", 16, 256, k=3)
-    with torch.no_grad():
-        coder.b_enc[56:] = -3
-    trained = Member(coder, lr=5e-3, steps=600, dead_after=2000)
-    shares = [trained.step(synthetic(512)).dead_share for _ in range(600)]
-    assert shares[2] == 0.0  # 1,536 tokens: too early to call any dead
-    assert shares[5] > 0.7
-    assert shares[-1] < 0.5 * max(shares)
+def test_dead_features_are_counted_in_tokens_and_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More than half of the features start where nothing is; AuxK brings many to use."""
+    shares = {}
+    for weight in (AUX_WEIGHT, 0.0):
+        monkeypatch.setattr("monosemy.training.member.AUX_WEIGHT", weight)
+        torch.manual_seed(0)
+        coder = make_coder("topk", 16, 48, k=3)
+        with torch.no_grad():
+            coder.b_enc[20:] = -0.8
+        trained = Member(coder, lr=5e-3, steps=600, dead_after=2000)
+        shares[weight] = [trained.step(synthetic(512)).dead_share for _ in range(600)]
+        assert shares[weight][2] == 0.0  # 1,536 tokens: too early to call any dead
+        assert shares[weight][5] > 0.35
+    assert shares[AUX_WEIGHT][-1] < 0.7 * shares[0.0][-1]
 
 
 def test_the_same_seed_gives_the_same_dictionary(lm: LM, corpus: Corpus, run: Run) -> None:
@@ -126,7 +133,7 @@ def test_a_run_leaves_its_settings_curve_and_dictionary(
     made = train(lm, corpus, "layers.1", **{**SMALL, "tokens": 4096}, out=folder)
     config = json.loads((folder / "config.json").read_text())
     assert config["hookpoint"] == "layers.1"
-    assert config["settings"]["width"] == 96
+    assert config["training"]["width"] == 96
     lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     assert lines == made.history
     assert lines[-1]["tokens"] == 4096
@@ -155,7 +162,7 @@ def test_a_mistake_leaves_no_folder(lm: LM, corpus: Corpus, tmp_path: Path) -> N
     for wrong in ({"width": 4, "k": 5}, {"context": 4096}):
         with pytest.raises(UserError):
             train(lm, corpus, **{**SMALL, **wrong}, out=folder)
-    with pytest.raises(UserError, match="no hook point"):
+    with pytest.raises(UserError, match="unknown hook point"):
         train(lm, corpus, "layer.1", **SMALL, out=folder)
     assert not folder.exists()
 

@@ -20,5 +20,5 @@ class UserError(Exception):
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Say which of `known` are spelled most like `name`: "did you mean `a`, `b`?", or ""."""
-    found = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    found = difflib.get_close_matches(name, dict.fromkeys(known), n=count, cutoff=0.5)
     return f"did you mean {', '.join(f'`{match}`' for match in found)}?" if found else ""

@@ -10,7 +10,6 @@ import tyro
 
 from monosemy.cli.console import console, open_dictionary, open_text
 from monosemy.coders import Dictionary
-from monosemy.evaluate import text_of
 from monosemy.interpret import Features, choose_features, collect_features
 from monosemy.report.terminal import feature_panel, feature_table
 
@@ -54,7 +53,7 @@ class Command:
             return Features.load(saved)
         dictionary, lm = open_dictionary(self.run_folder, None, self.device)
         corpus = open_text(dictionary, self.data, self.column)
-        stream = text_of(dictionary, lm, corpus, "held_out")
+        stream = dictionary.provenance.stream(lm, corpus, "held_out")
         features = collect_features(dictionary, lm, stream, tokens=self.tokens)
         if self.data is None:
             features.save(saved)

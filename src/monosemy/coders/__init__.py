@@ -3,9 +3,10 @@
 from monosemy.coders.batch_topk import BatchTopK
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
-from monosemy.coders.dictionary import Dictionary, Provenance
+from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.doctor import Diagnosis, attach, diagnose
 from monosemy.coders.fingerprint import Figures, Fingerprint
+from monosemy.coders.provenance import Provenance
 from monosemy.coders.registry import ARCHITECTURES, make_coder
 from monosemy.coders.relu import ReLU
 from monosemy.coders.topk import TopK

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,53 +15,13 @@ from monosemy.artefact import load_manifest, load_tensors, save_artefact
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
 from monosemy.coders.fingerprint import Figures, Fingerprint
+from monosemy.coders.provenance import Provenance
 from monosemy.coders.registry import make_coder
-from monosemy.corpus import TokenPolicy
 from monosemy.errors import UserError
 
 KIND = "dictionary"
 WEIGHTS = "coder.safetensors"
 FINGERPRINT = "fingerprint.safetensors"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """What a dictionary was trained on: everything needed to attach it rightly."""
-
-    model: str
-    """Hub id, path or `builtin:` name of the language model."""
-    revision: str | None = None
-    hookpoint: str
-    context: int
-    """Tokens in a row of text, special tokens included."""
-    packed: bool = True
-    policy: TokenPolicy = field(default_factory=TokenPolicy)
-    corpus: dict[str, Any] = field(default_factory=dict)
-    """The corpus's own description of itself; how to open it again is in its `source`."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Settings and final figures of the training run."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**values, "policy": self.policy.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Provenance:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            UserError: a field is missing or unknown.
-        """
-        known = {f.name for f in fields(cls)}
-        unknown, required = set(values) - known, {"model", "hookpoint", "context"}
-        if unknown or not required <= set(values):
-            raise UserError(
-                f"the manifest's provenance has fields {sorted(values)}",
-                f"allowed: {sorted(known)}; needed: {sorted(required)}",
-            )
-        policy = TokenPolicy.from_dict(values.get("policy", {}))
-        return cls(**{**values, "policy": policy})
 
 
 @dataclass(slots=True)

@@ -108,9 +108,7 @@ class _Examination:
         healthy = Diagnosis(self.expected, observed, self.hookpoint)
         if self.lm.tokenizer is None:
             return healthy
-        batch = tokenise(
-            recorded.texts, self.lm, context=provenance.context, policy=provenance.policy
-        )
+        batch = tokenise(recorded.texts, self.lm, provenance)
         ours = [row[m].tolist() for row, m in zip(batch.tokens, batch.attention_mask, strict=True)]
         theirs = [
             row[m].tolist() for row, m in zip(recorded.tokens, recorded.attention_mask, strict=True)

@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from monosemy.activations import counted_activations
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
-from monosemy.corpus import Corpus, TokenBatch, TokenPolicy, TokenStream, open_corpus
+from monosemy.coders.provenance import Provenance
+from monosemy.corpus import Corpus, TokenBatch, TokenStream, open_corpus
 from monosemy.lm import LM
 from monosemy.metrics import Reconstruction
 
@@ -64,11 +66,8 @@ class Fingerprint:
         cls,
         lm: LM,
         coder: SparseCoder,
-        hookpoint: str,
+        provenance: Provenance,
         corpus: Corpus,
-        *,
-        context: int,
-        policy: TokenPolicy,
     ) -> Fingerprint:
         """Record what `coder` makes of the first held-out documents."""
         texts: list[str] = []
@@ -76,9 +75,8 @@ class Fingerprint:
             texts.append(document.text[:TEXT_LENGTH])
             if len(texts) == ROWS:
                 break
-        batch = tokenise(texts, lm, context=context, policy=policy)
-        x = lm.capture(batch.tokens, [hookpoint], attention_mask=batch.attention_mask)[hookpoint]
-        x = x[batch.counted.to(x.device)].float()
+        batch = tokenise(texts, lm, provenance)
+        x = counted_activations(lm, batch, [provenance.hookpoint])[provenance.hookpoint]
         strongest = strongest_features(coder.encode_sparse(x)).cpu()
         return cls(
             texts,
@@ -132,16 +130,16 @@ def strongest_features(code: Code) -> Int[Tensor, " tokens"]:
     return features.scatter_reduce(0, code.tokens[winners], code.indices[winners], "amax")
 
 
-def tokenise(texts: list[str], lm: LM, *, context: int, policy: TokenPolicy) -> TokenBatch:
-    """Return the texts as tokens, one a row, cut at `context`."""
+def tokenise(texts: list[str], lm: LM, provenance: Provenance) -> TokenBatch:
+    """Return the texts as tokens, one a row, cut at the context of training."""
     stream = TokenStream(
         open_corpus(texts, held_out=0.0),
         lm.tokenizer,
         part="all",
-        context=context,
+        context=provenance.context,
         rows=len(texts),
         packed=False,
-        policy=policy,
+        policy=provenance.policy,
         seed=None,
     )
     return next(iter(stream))

@@ -106,14 +106,14 @@ class TokenStream:
         Raises:
             UserError: the tokenizer is not a fast one, or a number is out of range.
         """
+        if tokenizer is None:
+            raise UserError(
+                "the model has no tokenizer", "pass one with the model: LM(model, tokenizer=...)"
+            )
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(
                 f"{type(tokenizer).__name__} cannot say which characters a token comes from",
                 "a fast tokenizer is needed: `AutoTokenizer.from_pretrained(...)` gives one",
-            )
-        if tokenizer is None:
-            raise UserError(
-                "the model has no tokenizer", "pass one with the model: LM(model, tokenizer=...)"
             )
         self.corpus = corpus
         self.tokenizer = tokenizer

@@ -85,7 +85,8 @@ def evaluate(
     lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
     attach(dictionary, lm)
     k = max(round(dictionary.l0), 1)
-    fit = LiveActivations(lm, text_of(dictionary, lm, corpus, "train"), [dictionary.hookpoint])
+    stream = dictionary.provenance.stream
+    fit = LiveActivations(lm, stream(lm, corpus, "train"), [dictionary.hookpoint])
     sample = baselines.collect((v[dictionary.hookpoint] for v in fit), FIT_TOKENS)
     components = min(k, dictionary.d_in)
     candidates = {
@@ -95,7 +96,7 @@ def evaluate(
         f"{components} largest neurons": baselines.raw_neurons(sample, components),
     }
     measured = _Measurement(dictionary, lm, candidates, sample.mean(0))
-    measured.run(text_of(dictionary, lm, corpus, "held_out"), tokens, loss_tokens)
+    measured.run(stream(lm, corpus, "held_out"), tokens, loss_tokens)
     return measured.result(corpus, draws, seed)
 
 
@@ -117,24 +118,6 @@ def open_dictionary_corpus(dictionary: Dictionary | Any, data: Any = None) -> Co
             "say which text to use with `data` (--data)",
         )
     return open_corpus(**described)
-
-
-def text_of(
-    dictionary: Dictionary, lm: LM, corpus: Corpus, part: Any, epochs: int | None = 1
-) -> TokenStream:
-    """Return text in the rows, and under the token policy, that a dictionary was trained with."""
-    provenance = dictionary.provenance
-    return TokenStream(
-        corpus,
-        lm.tokenizer,
-        part=part,
-        context=provenance.context,
-        rows=max(4096 // provenance.context, 1),
-        packed=provenance.packed,
-        policy=provenance.policy,
-        seed=0,
-        epochs=epochs,
-    )
 
 
 class _Measurement:

@@ -44,8 +44,11 @@ class TextTable:
         begin = max(min(time - size * 2 // 3, high - size), low)
         times = slice(begin, min(begin + size, high))
         text = self.texts[self.document[row, time]]
-        spans = zip(self.start[row, times], self.end[row, times], strict=True)
-        return [text[a:b] for a, b in spans], self.number[row, times], int(time - begin)
+        start, end = self.start[row, times].copy(), self.end[row, times]
+        # Tokens that are bytes of one character all span it; only the first shows it.
+        start[1:] = np.maximum(start[1:], end[:-1])
+        words = [text[a:b] for a, b in zip(start, end, strict=True)]
+        return words, self.number[row, times], int(time - begin)
 
 
 class TextRecorder:

@@ -11,7 +11,7 @@ from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
-from monosemy.evaluate import Evaluation, evaluate, open_dictionary_corpus, text_of
+from monosemy.evaluate import Evaluation, evaluate, open_dictionary_corpus
 from monosemy.interpret import Features, FeatureView, choose_features, collect_features
 from monosemy.intervene import SteeringPair, compare
 from monosemy.lm import LM
@@ -60,7 +60,7 @@ def report_run(
     corpus = open_dictionary_corpus(dictionary)
     evaluation = evaluate(dictionary, lm, corpus)
     write_text(folder / "metrics.json", json.dumps(evaluation.to_dict(), indent=2) + "\n")
-    stream = text_of(dictionary, lm, corpus, "held_out")
+    stream = dictionary.provenance.stream(lm, corpus, "held_out")
     features = collect_features(dictionary, lm, stream)
     features.save(folder / "features")
     chosen = choose_features(features)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from monosemy.evaluate import open_dictionary_corpus, text_of
+from monosemy.evaluate import open_dictionary_corpus
 from monosemy.interpret import Features, FeatureView, choose_features, collect_features
 from monosemy.lm import LM
 from monosemy.report.card import card_html
@@ -66,6 +66,6 @@ def features(
     dictionary = getattr(run, "dictionary", run)
     lm = lm or getattr(run, "lm", None) or LM(dictionary.provenance.model)
     corpus = open_dictionary_corpus(run, data)
-    stream = text_of(dictionary, lm, corpus, "held_out")
+    stream = dictionary.provenance.stream(lm, corpus, "held_out")
     found = collect_features(dictionary, lm, stream, tokens=tokens)
     return Book(found, choose_features(found))

@@ -2,7 +2,7 @@
 
 from monosemy.training.config import TrainConfig
 from monosemy.training.member import Member, StepFigures, auxiliary_loss
-from monosemy.training.run import Run, middle, token_stream, train
+from monosemy.training.run import Run, middle, train
 
 __all__ = [
     "Member",
@@ -11,6 +11,5 @@ __all__ = [
     "TrainConfig",
     "auxiliary_loss",
     "middle",
-    "token_stream",
     "train",
 ]

@@ -23,8 +23,8 @@ class TrainConfig:
     """Weight of the L1 penalty (relu only); default 5."""
     tokens: int = 2_000_000
     """Tokens to train on; text is repeated if there is less."""
-    context: int = 128
-    """Tokens in a row of text."""
+    context: int | None = None
+    """Tokens in a row of text; default 128, or what the model can read if that is less."""
     packed: bool = True
     """Join documents to fill rows; otherwise one document a row, cut or padded."""
     batch: int = 2048
@@ -42,10 +42,10 @@ class TrainConfig:
         Raises:
             UserError: a number below 1, or an option of another architecture.
         """
-        for name in ("tokens", "context", "batch", "pool"):
+        for name in ("tokens", "batch", "pool"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        if self.context < 2:
+        if self.context is not None and self.context < 2:
             raise UserError(f"context is {self.context}, it must be at least 2 tokens")
         if self.lr is not None and not self.lr > 0:
             raise UserError(f"lr is {self.lr}, it must be above 0", "leave it out to derive it")
@@ -76,11 +76,11 @@ class TrainConfig:
         return {name: value for name, value in given.items() if value is not None}
 
     def learning_rate(self, width: int) -> float:
-        """Peak learning rate: the one given, or 2e-3 / sqrt(width / 2048).
+        """Peak learning rate: the one given, or 4e-3 / sqrt(width / 2048).
 
         The inverse square root of the width is Gao et al.'s rule (arXiv 2406.04093, section 3).
         """
-        return self.lr if self.lr is not None else 2e-3 / math.sqrt(width / 2048)
+        return self.lr if self.lr is not None else 4e-3 / math.sqrt(width / 2048)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,24 @@ def train(
     coder = make_coder(
         config.architecture, point.width, width, seed=config.seed, **config.coder_options()
     ).to(lm.device)
-    _check_context(lm, config.context)
+    context = _context(lm, config.context)
+    config = replace(config, context=context)
+    provenance = Provenance(
+        model=lm.name,
+        revision=lm.revision,
+        hookpoint=point.name,
+        context=context,
+        packed=config.packed,
+        policy=policy,
+        corpus=corpus.describe(),
+        training=config.to_dict(),
+    )
     corpus.check("train", "held_out")
     folder = new_run_folder(out) if out is not None else None
     try:
-        _write_config(folder, lm, corpus, point.name, policy, config)
-        dictionary, history = _train(lm, corpus, point.name, coder, policy, config)
+        if folder is not None:
+            write_text(folder / "config.json", json.dumps(provenance.to_dict(), indent=2) + "\n")
+        dictionary, history = _train(lm, corpus, coder, provenance, config)
         if folder is not None:
             dictionary.save_pretrained(folder / "dictionary")
             lines = "".join(json.dumps(line) + "\n" for line in history)
@@ -104,17 +116,12 @@ def train(
 
 
 def _train(
-    lm: LM,
-    corpus: Corpus,
-    hookpoint: str,
-    coder: SparseCoder,
-    policy: TokenPolicy,
-    config: TrainConfig,
+    lm: LM, corpus: Corpus, coder: SparseCoder, provenance: Provenance, config: TrainConfig
 ) -> tuple[Dictionary, list[dict[str, float]]]:
-    began = time.monotonic()
-    stream = token_stream(lm, corpus, "train", config, policy, epochs=None)
+    began, hookpoint = time.monotonic(), provenance.hookpoint
+    text = provenance.stream(lm, corpus, "train", seed=config.seed, epochs=None)
     pool = ShufflePool(
-        LiveActivations(lm, stream, [hookpoint]),
+        LiveActivations(lm, text, [hookpoint]),
         size=config.pool,
         batch_size=config.batch,
         seed=config.seed,
@@ -128,33 +135,20 @@ def _train(
     )
     history = _take_steps(member, statistics, batches, config)
     _finish(coder, statistics, batches)
-    seconds = time.monotonic() - began
-    held_out = token_stream(lm, corpus, "held_out", config, policy, epochs=1)
-    activity = _activity(lm, coder, hookpoint, held_out)
-    fingerprint = Fingerprint.record(
-        lm, coder, hookpoint, corpus, context=config.context, policy=policy
-    )
-    provenance = Provenance(
-        model=lm.name,
-        revision=lm.revision,
-        hookpoint=hookpoint,
-        context=config.context,
-        packed=config.packed,
-        policy=policy,
-        corpus=corpus.describe(),
-        training={
-            **config.to_dict(),
-            "seconds": round(seconds, 1),
-            "final": history[-1],
-            "held_out": {
-                "tokens": activity.n_tokens,
-                "l0": activity.l0,
-                "dead_share": activity.dead_share,
-            },
-        },
-    )
+    figures = {"seconds": round(time.monotonic() - began, 1), "final": history[-1]}
+    activity = _activity(lm, coder, hookpoint, provenance.stream(lm, corpus, "held_out"))
+    figures["held_out"] = {
+        "tokens": activity.n_tokens,
+        "l0": activity.l0,
+        "dead_share": activity.dead_share,
+    }
     dictionary = Dictionary(
-        coder, provenance, activity.max, statistics.mean, statistics.scale, fingerprint
+        coder,
+        replace(provenance, training=provenance.training | figures),
+        activity.max,
+        statistics.mean,
+        statistics.scale,
+        Fingerprint.record(lm, coder, provenance, corpus),
     )
     return dictionary, history
 
@@ -162,28 +156,6 @@ def _train(
 def middle(lm: LM) -> str:
     """Return the hook point in the middle of the residual stream."""
     return f"layers.{lm.n_layers // 2}"
-
-
-def token_stream(
-    lm: LM,
-    corpus: Corpus,
-    part: Any,
-    config: TrainConfig,
-    policy: TokenPolicy,
-    epochs: int | None,
-) -> TokenStream:
-    """Return the rows of text that a run reads."""
-    return TokenStream(
-        corpus,
-        lm.tokenizer,
-        part=part,
-        context=config.context,
-        rows=max(4096 // config.context, 1),
-        packed=config.packed,
-        policy=policy,
-        seed=config.seed,
-        epochs=epochs,
-    )
 
 
 def _settings(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig:
@@ -195,33 +167,15 @@ def _settings(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConf
     return TrainConfig(**{**base, **settings})
 
 
-def _check_context(lm: LM, context: int) -> None:
+def _context(lm: LM, context: int | None) -> int:
+    if context is None:
+        return min(128, lm.context_limit or 128)
     if lm.context_limit is not None and context > lm.context_limit:
         raise UserError(
             f"context is {context}, but {lm.name} reads at most {lm.context_limit} tokens",
             f"choose a context up to {lm.context_limit}",
         )
-
-
-def _write_config(
-    folder: Path | None,
-    lm: LM,
-    corpus: Corpus,
-    hookpoint: str,
-    policy: TokenPolicy,
-    config: TrainConfig,
-) -> None:
-    if folder is None:
-        return
-    resolved = {
-        "model": lm.name,
-        "revision": lm.revision,
-        "corpus": corpus.describe(),
-        "hookpoint": hookpoint,
-        "policy": policy.to_dict(),
-        "settings": config.to_dict(),
-    }
-    write_text(folder / "config.json", json.dumps(resolved, indent=2) + "\n")
+    return context
 
 
 def _measure_statistics(

@@ -1,0 +1,73 @@
+"""What a dictionary was trained on, and text cut and counted in the same way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from monosemy.corpus import Corpus, Part, TokenPolicy, TokenStream
+from monosemy.errors import UserError
+from monosemy.lm import LM
+
+_TOKENS_AT_ONCE = 4096
+"""Tokens that go through the model together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a dictionary was trained on: everything needed to attach it rightly."""
+
+    model: str
+    """Hub id, path or `builtin:` name of the language model."""
+    revision: str | None = None
+    hookpoint: str
+    context: int
+    """Tokens in a row of text, special tokens included."""
+    packed: bool = True
+    policy: TokenPolicy = field(default_factory=TokenPolicy)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    """The corpus's own description of itself; how to open it again is in its `source`."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Settings and final figures of the training run."""
+
+    def stream(
+        self, lm: LM, corpus: Corpus, part: Part, *, seed: int = 0, epochs: int | None = 1
+    ) -> TokenStream:
+        """Return text cut into rows, and counted, as in training.
+
+        Raises:
+            UserError: the model has no tokenizer.
+        """
+        return TokenStream(
+            corpus,
+            lm.tokenizer,
+            part=part,
+            context=self.context,
+            rows=max(_TOKENS_AT_ONCE // self.context, 1),
+            packed=self.packed,
+            policy=self.policy,
+            seed=seed,
+            epochs=epochs,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "policy": self.policy.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Provenance:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            UserError: a field is missing or unknown.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown, required = set(values) - known, {"model", "hookpoint", "context"}
+        if unknown or not required <= set(values):
+            raise UserError(
+                f"the manifest's provenance has fields {sorted(values)}",
+                f"allowed: {sorted(known)}; needed: {sorted(required)}",
+            )
+        policy = TokenPolicy.from_dict(values.get("policy", {}))
+        return cls(**{**values, "policy": policy})
