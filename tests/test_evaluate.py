@@ -99,7 +99,7 @@ def test_verdict_says_win_tie_and_loss() -> None:
     said = verdict(
         {"dictionary": around(0.3), "A": around(0.5), "B": around(0.3), "C": around(0.1)}, 1000, 9
     )
-    assert said.endswith("on FVU it wins against A and ties with B and loses to C.")
+    assert said.endswith("on FVU it wins against A, ties with B and loses to C.")
 
 
 def test_text_in_memory_must_be_given_again(run: Run, lm: LM) -> None:

@@ -58,6 +58,7 @@ def save_artefact(
         checksums = {}
         for name, tensors in files.items():
             save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft / name)
+            (draft / name).chmod(0o644)
             checksums[name] = _sha256(draft / name)
         fields = {"kind": kind, "format_version": FORMAT_VERSION, **manifest, "files": checksums}
         write_text(draft / MANIFEST, json.dumps(fields, indent=2) + "\n")

@@ -23,7 +23,7 @@ class Command:
     """Number of the feature."""
     prompt: str
     """Text to continue."""
-    scale: float = 2.0
+    scale: float = 0.7
     """Clamp the feature to this many times its largest activation; 0 ablates it."""
     tokens: int = 60
     """Tokens to write."""

@@ -260,26 +260,27 @@ def verdict(samples: Mapping[str, Mapping[str, np.ndarray]], tokens: int, docume
 
     A win or loss is a difference whose 95% interval, over documents, excludes zero.
     """
-    judged = [("FVU", "fvu", -1), ("loss recovered", "recovered_mean", 1)]
-    clauses = []
-    for title, key, sign in judged:
-        if key not in samples["dictionary"]:
+    judged = {"FVU": ("fvu", -1), "loss recovered": ("recovered_mean", 1)}
+    said: dict[str, list[str]] = {}
+    for title, (key, sign) in judged.items():
+        if key in samples["dictionary"]:
+            said.setdefault(_outcome(samples, key, sign), []).append(title)
+    clauses = [f"on {_join(titles)} it {outcome}" for outcome, titles in said.items()]
+    where = f"On {tokens:,} held-out tokens of {documents} documents, at equal L0"
+    return f"{where}: {'; '.join(clauses)}."
+
+
+def _outcome(samples: Mapping[str, Mapping[str, np.ndarray]], key: str, sign: int) -> str:
+    """Say against which baselines one figure wins, ties and loses."""
+    outcomes: dict[str, list[str]] = {"wins against": [], "ties with": [], "loses to": []}
+    for name, figures in samples.items():
+        if name == "dictionary":
             continue
-        outcomes: dict[str, list[str]] = {"wins against": [], "ties with": [], "loses to": []}
-        for name, figures in samples.items():
-            if name == "dictionary":
-                continue
-            difference = {"d": sign * (samples["dictionary"][key] - figures[key])}
-            low, high = interval(difference)["d"]
-            outcome = "wins against" if low > 0 else "loses to" if high < 0 else "ties with"
-            outcomes[outcome].append(name)
-        said = [f"{outcome} {_join(names)}" for outcome, names in outcomes.items() if names]
-        clauses.append(f"on {title} it {' and '.join(said)}")
-    return (
-        f"On {tokens:,} held-out tokens of {documents} documents, at equal L0: "
-        + "; ".join(clauses)
-        + "."
-    )
+        difference = {"d": sign * (samples["dictionary"][key] - figures[key])}
+        low, high = interval(difference)["d"]
+        outcome = "wins against" if low > 0 else "loses to" if high < 0 else "ties with"
+        outcomes[outcome].append(name)
+    return _join([f"{outcome} {_join(names)}" for outcome, names in outcomes.items() if names])
 
 
 def _join(names: list[str]) -> str:

@@ -2,45 +2,80 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+
 import numpy as np
 
 from monosemy.interpret.features import Features
+
+_TOP = 12
+_FEWEST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    feature: int
+    peak: str
+    """The token on which it fires strongest most often."""
+    purity: float
+    """Share of its strongest contexts, one a document, that peak on that token."""
+    contrast: float
+    """Its strongest activations over its median one."""
+    effect: float
+    """Logit weight of the token it promotes most, if that begins a word: how clearly it says what
+    comes next."""
 
 
 def choose_features(features: Features, count: int = 20) -> list[int]:
     """Return `count` features that are specific, well attested and unlike each other.
 
     Left out are the densest (above 2% of tokens, which rarely mean one thing) and those seen in
-    fewer than five documents. The rest are ranked by how far their strongest activations stand
-    out from their usual ones, and no two may peak on the same token.
+    few documents. Half of the rest shown fire on one word, ranked by how far their strongest
+    activations stand out; half fire on many words that something else unites, ranked by how
+    clearly they say what comes next. No two share a word.
     """
-    context = features.text.document.shape[1]
-    places = features.text.places
-    documents = features.text.document.reshape(-1)
-    ranked: list[tuple[float, int, str]] = []
-    for feature in features.live:
-        tokens, values = features.entries(feature)
-        if len(tokens) > 0.02 * features.n_tokens or len(tokens) < 10:
-            continue
-        best = np.argsort(-values, kind="stable")[:10]
-        if len(np.unique(documents[places[tokens[best]]])) < 5:
-            continue
-        words = [_word(features, int(places[token]), context) for token in tokens[best]]
-        common = max(set(words), key=words.count)
-        if not any(c.isalnum() for c in common):
-            continue
-        # Strong where it fires, and always for the same kind of token.
-        strength = values[best].mean() / max(np.median(values), 1e-9)
-        purity = words.count(common) / len(words)
-        ranked.append((float(np.log1p(strength) * (0.5 + purity)), feature, common.strip()))
-    ranked.sort(key=lambda entry: (-entry[0], entry[1]))
-    chosen: dict[str, int] = {}
-    for _, feature, common in ranked:
-        chosen.setdefault(common, feature)
-    return list(chosen.values())[:count]
+    candidates = [c for f in features.live if (c := _candidate(features, f)) is not None]
+    words = [
+        c for c in candidates if c.purity >= 0.7 and len(c.peak) >= 3 and c.peak.isidentifier()
+    ]
+    themes = [c for c in candidates if c.purity <= 0.35]
+    words.sort(key=lambda c: (-c.contrast * c.purity, c.feature))
+    themes.sort(key=lambda c: (-c.effect, c.feature))
+    chosen: list[int] = []
+    seen: set[str] = set()
+    for ranked, wanted in ((themes, count // 2), (words, count - count // 2), (candidates, count)):
+        room = min(wanted, count - len(chosen))
+        for candidate in ranked:
+            if room == 0:
+                break
+            if candidate.peak not in seen and candidate.feature not in chosen:
+                chosen.append(candidate.feature)
+                seen.add(candidate.peak)
+                room -= 1
+    return chosen
 
 
-def _word(features: Features, place: int, context: int) -> str:
-    row, time = divmod(place, context)
-    text = features.text.texts[features.text.document[row, time]]
-    return text[features.text.start[row, time] : features.text.end[row, time]]
+def _candidate(features: Features, feature: int) -> _Candidate | None:
+    tokens, values = features.entries(feature)
+    if not 10 <= len(tokens) <= 0.02 * features.n_tokens:
+        return None
+    peaks = [e.tokens[e.peak].strip() for e in features.view(feature, exemplars=_TOP).exemplars]
+    if len(peaks) < _FEWEST:
+        return None
+    peak, times = Counter(peaks).most_common(1)[0]
+    strongest = np.sort(values)[-_TOP:].mean()
+    return _Candidate(
+        feature,
+        peak,
+        times / len(peaks),
+        float(strongest / max(np.median(values), 1e-9)),
+        _effect(features, feature),
+    )
+
+
+def _effect(features: Features, feature: int) -> float:
+    tokens, values = features.lens_tokens[feature], features.lens_values[feature]
+    if not tokens or tokens[0][:1].isalnum() or not tokens[0].isprintable():
+        return 0.0
+    return float(values[0])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ from monosemy.corpus import Corpus
 from monosemy.errors import UserError
 from monosemy.evaluate import Evaluation, evaluate, open_dictionary_corpus
 from monosemy.interpret import Features, FeatureView, choose_features, collect_features
-from monosemy.intervene import SteeringPair, compare
+from monosemy.intervene import SteeringPair
 from monosemy.lm import LM
 from monosemy.report.page import ReportData, write_report
 
-STEER_SCALES = (1.0, 2.0)
-"""Strengths tried for the steering shown: the least that changes the text to the point."""
+STEER_SCALES = (0.4, 0.7, 1.0)
+"""Strengths tried for the steering shown."""
+STEER_TEMPERATURE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def report_run(
         verdict=evaluation.verdict,
         features=views,
         steering=steering,
-        commands=_commands(folder, chosen, prompt),
+        commands=_commands(folder, chosen, steering),
     )
     path = write_report(data, folder / "report.html")
     return Report(path, evaluation, features, chosen, steering)
@@ -84,30 +88,43 @@ def report_run(
 def choose_steering(
     lm: LM, dictionary: Dictionary, views: list[FeatureView], prompt: str, count: int = 2
 ) -> list[SteeringPair]:
-    """Steer by each of the first twelve features, gently and harder; return the most telling.
+    """Steer by each of the features, at several strengths; return the most telling pairs.
 
-    Telling: words on which the feature fires most come up more often than without it, and the
-    text does not fall into repetition.
+    Telling: what the feature promotes, and the words it fires on, come up more often than
+    without it, and the text stays as varied as the model's own.
     """
-    scored: list[tuple[float, SteeringPair]] = []
-    for view in views[:12]:
-        words = {e.tokens[e.peak].strip() for e in view.exemplars} - {""}
-        pairs = [
-            compare(lm, dictionary, feature=view.id, scale=s, prompt=prompt, max_new_tokens=60)
-            for s in STEER_SCALES
-        ]
-        scored.append(max(((_telling(pair, words), pair) for pair in pairs), key=lambda p: p[0]))
-    scored.sort(key=lambda entry: -entry[0])
-    return [pair for _, pair in scored[:count]]
+
+    def write() -> str:
+        return lm.generate(prompt, max_new_tokens=60, temperature=STEER_TEMPERATURE)
+
+    original = write()
+    best: list[tuple[float, SteeringPair]] = []
+    for view in views:
+        words = {token for token, _ in view.promoted[:5]}
+        words |= {e.tokens[e.peak] for e in view.exemplars}
+        scored = []
+        for scale in STEER_SCALES:
+            with lm.steer(dictionary, feature=view.id, scale=scale):
+                pair = SteeringPair(view.id, scale, prompt, original, write())
+            scored.append((_telling(pair, words), pair))
+        best.append(max(scored, key=lambda entry: entry[0]))
+    best.sort(key=lambda entry: -entry[0])
+    return [pair for score, pair in best[:count] if score > 0]
 
 
 def _telling(pair: SteeringPair, words: set[str]) -> float:
-    def hits(text: str) -> int:
-        return min(sum(text.count(word) for word in words), 4)
+    telling = [re.escape(word) + r"(?!\w)" for word in words if len(word.strip()) >= 3]
 
-    pieces = pair.steered.split()
-    variety = len(set(pieces)) / max(len(pieces), 1)
-    return (hits(pair.steered) - hits(pair.original)) * variety
+    def hits(text: str) -> int:
+        return min(sum(len(re.findall(word, text)) for word in telling), 4)
+
+    repeats = _variety(pair.original) - _variety(pair.steered)
+    return hits(pair.steered) - hits(pair.original) - 10 * max(repeats, 0)
+
+
+def _variety(text: str) -> float:
+    """Say how little of a text repeats itself: its compressed size over its own."""
+    return len(zlib.compress(text.encode())) / max(len(text.encode()), 1)
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
@@ -144,11 +161,15 @@ def _facts(
     }
 
 
-def _commands(folder: Path, chosen: list[int], prompt: str) -> list[str]:
-    feature = chosen[0] if chosen else 0
+def _commands(folder: Path, chosen: list[int], steering: list[SteeringPair]) -> list[str]:
+    steer = [
+        f"monosemy steer {folder} --feature {pair.feature} --scale {pair.scale:g} "
+        f"--temperature {STEER_TEMPERATURE} --prompt {shlex.quote(pair.prompt)}"
+        for pair in steering[:1]
+    ]
     return [
-        f"monosemy features {folder} {feature}",
-        f'monosemy steer {folder} --feature {feature} --scale 2 --prompt "{prompt}"',
+        *(f"monosemy features {folder} {feature}" for feature in chosen[:1]),
+        *steer,
         f"monosemy evaluate {folder}",
         f"monosemy doctor {folder}",
     ]

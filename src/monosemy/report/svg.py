@@ -105,7 +105,9 @@ def draw_curve(name: str, tokens: Sequence[int], values: Sequence[float]) -> Cur
     stride = max(1, len(points) // _MOST_POINTS)
     points = points[::-1][::stride][::-1]  # the last point always stays
     x_axis = Axis.around([0.0, *(float(x) for x, _ in points)], log_from=math.inf)
-    y_axis = Axis.around([y for _, y in points], log_from=20, zero=True)
+    heights = [y for _, y in points]
+    # A curve that stays at zero needs a top to be at the bottom of.
+    y_axis = Axis.around(heights if any(heights) else [0.0, 0.1], log_from=20, zero=True)
     path = " ".join(f"{x_axis.place(x)},{100 - y_axis.place(y)}" for x, y in points)
     grid = "".join(
         f'<path class="grid" d="M0 {100 - y_axis.place(t)}H100"/>' for t in y_axis.ticks(4)
