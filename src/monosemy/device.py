@@ -1,16 +1,23 @@
-"""Device, dtype and seed, chosen once."""
+"""The device, its threads and seed, chosen once."""
 
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from monosemy.errors import UserError
+
+# The Intel library behind CPU products schedules its threads dynamically unless told otherwise,
+# and then sums differ now and then by the last bit. It reads this at its first product.
+os.environ.setdefault("MKL_CBWR", "AUTO")
+
+
+def fix_threads() -> None:
+    """Keep the number of threads as it is: how work is divided decides how sums are rounded."""
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -54,13 +61,6 @@ def describe(device: torch.device) -> str:
         return "Apple GPU (MPS)"
     kind = "bf16 matrix units" if has_fast_bf16(device) else "no bf16 matrix units"
     return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {kind}, no GPU found"
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 @contextmanager

@@ -123,8 +123,10 @@ def _telling(pair: SteeringPair, words: set[str]) -> float:
 
 
 def _variety(text: str) -> float:
-    """Say how little of a text repeats itself: its compressed size over its own."""
-    return len(zlib.compress(text.encode())) / max(len(text.encode()), 1)
+    """Say how little of a text repeats itself: by its compressed size, and its different words."""
+    words = text.split()
+    packed = len(zlib.compress(text.encode())) / max(len(text.encode()), 1)
+    return packed + len(set(words)) / max(len(words), 1)
 
 
 def _history(folder: Path) -> list[dict[str, float]]:

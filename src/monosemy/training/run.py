@@ -25,6 +25,7 @@ from monosemy.coders import (
     make_coder,
 )
 from monosemy.corpus import Corpus, TokenPolicy, TokenStream, open_corpus
+from monosemy.device import fix_threads
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.metrics import Activity
@@ -118,6 +119,7 @@ def train(
 def _train(
     lm: LM, corpus: Corpus, coder: SparseCoder, provenance: Provenance, config: TrainConfig
 ) -> tuple[Dictionary, list[dict[str, float]]]:
+    fix_threads()
     began, hookpoint = time.monotonic(), provenance.hookpoint
     text = provenance.stream(lm, corpus, "train", seed=config.seed, epochs=None)
     pool = ShufflePool(
