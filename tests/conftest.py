@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Every signature of the package, shapes included, is checked at run time from here on.
+install_import_hook("monosemy", "type_check.check")
+
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from monosemy.corpus import Corpus, open_corpus

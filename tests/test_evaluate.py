@@ -26,7 +26,12 @@ def test_every_figure_stands_beside_its_baselines(evaluation: Evaluation) -> Non
     assert evaluation.columns[0] == "dictionary"
     assert len(evaluation.columns) == 4
     names = [row.name for row in evaluation.rows]
-    assert {"FVU", "CE increase", "loss recovered (mean)", "KL", "L0"} <= set(names)
+    ce = evaluation.context["ce"]
+    increase = evaluation.value("CE") - ce["original"]
+    assert increase == pytest.approx(evaluation.value("CE increase"))
+    recovered = (ce["zero"] - evaluation.value("CE")) / (ce["zero"] - ce["original"])
+    assert recovered == pytest.approx(evaluation.value("loss recovered (zero)"))
+    assert {"FVU", "CE", "CE increase", "loss recovered (mean)", "KL", "L0"} <= set(names)
     for row in evaluation.rows:
         for cell in row.values:
             assert cell is None or (cell.low <= cell.high and np.isfinite(cell.value))

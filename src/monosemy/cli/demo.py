@@ -13,6 +13,7 @@ from rich.rule import Rule
 
 from monosemy.cli.console import console
 from monosemy.device import describe
+from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.report.build import report_run
 from monosemy.report.terminal import feature_table, metrics_table, steering_panel
@@ -37,7 +38,9 @@ class Command:
     def run(self) -> None:
         """Do it all and print what was learned."""
         began = time.monotonic()
-        if self.overwrite and (self.out / "config.json").is_file():
+        if (self.out / "config.json").is_file():
+            if not self.overwrite:
+                raise UserError(f"run folder `{self.out}` exists", "add --overwrite to replace it")
             shutil.rmtree(self.out)
         lm = LM("builtin:stdlib")
         console.print(

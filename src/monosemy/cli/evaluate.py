@@ -40,6 +40,12 @@ class Command:
         corpus = open_text(dictionary, self.data, self.column)
         result = evaluate(dictionary, lm, corpus, tokens=self.tokens, loss_tokens=self.loss_tokens)
         console.print(metrics_table(result))
+        if ce := result.context["ce"]:
+            console.print(
+                f"CE of the model by itself {ce['original']:.3f}, mean-ablated {ce['mean']:.3f}, "
+                f"zero-ablated {ce['zero']:.3f} nats",
+                style="dim",
+            )
         path = self.run_folder / "metrics.json"
         write_text(path, json.dumps(result.to_dict(), indent=2) + "\n")
         console.print(f"written to {path}", style="dim")

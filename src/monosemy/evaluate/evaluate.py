@@ -38,6 +38,7 @@ _ROWS: list[tuple[str, str, Better, str]] = [
     ("MSE", "mse", "lower", "mean squared error a dimension"),
     ("cosine", "cosine", "higher", "mean cosine of activation and reconstruction"),
     ("L0", "l0", "", "numbers used a token: features, components or coordinates"),
+    ("CE", "ce", "lower", "next-token loss with it spliced in, nats"),
     ("CE increase", "ce_increase", "lower", "rise of next-token loss, nats, when spliced in"),
     (
         "loss recovered (mean)",
@@ -204,6 +205,7 @@ class _Measurement:
                 "part": "held_out",
                 "tokens": self.activity.n_tokens,
                 "loss_tokens": self.loss_tokens,
+                "ce": self._reference_ce(),
                 "documents": len(self.documents),
                 "formulas": FORMULAS,
                 "interval": "95%, bootstrap over documents",
@@ -219,13 +221,20 @@ class _Measurement:
                 increase = figures[name]["ce"] - figures["original"]["ce"]
                 into[name].update(figures[name], ce_increase=increase)
 
+    def _reference_ce(self) -> dict[str, float]:
+        """Return the loss of the model by itself and with activations ablated."""
+        if not self.loss_tokens:
+            return {}
+        computed = self.loss.compute()
+        return {name: computed[name]["ce"] for name in ("original", "mean", "zero")}
+
     def _row(self, row: tuple[str, str, Better, str], points: dict, samples: dict) -> MetricRow:
         title, key, better, explanation = row
         values: list[MetricValue | None] = []
         for name in self.candidates:
             low, high = interval({key: samples[name][key]})[key]
             values.append(MetricValue(points[name][key], low, high))
-        unit = "nats" if key in ("ce_increase", "kl") else ""
+        unit = "nats" if key in ("ce", "ce_increase", "kl") else ""
         return MetricRow(title, unit, better, explanation, values)
 
     def _activity_rows(self) -> list[MetricRow]:

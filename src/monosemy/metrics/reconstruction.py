@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from monosemy.metrics.groups import GroupSums
@@ -43,7 +43,7 @@ class Reconstruction:
         self,
         x: Float[Tensor, "*batch d"],
         reconstruction: Float[Tensor, "*batch d"],
-        l0: Float[Tensor, "*batch"] | None = None,
+        l0: Real[Tensor, "*batch"] | None = None,
         groups: Int[Tensor, "*batch"] | None = None,
     ) -> None:
         """Add tokens: any leading shape, `groups` the non-negative group number of each."""

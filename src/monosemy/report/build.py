@@ -149,7 +149,7 @@ def _facts(
     dictionary: Dictionary, lm: LM, corpus: Corpus, evaluation: Evaluation
 ) -> dict[str, str]:
     training: dict[str, Any] = dictionary.provenance.training
-    return {
+    facts = {
         "model": lm.name,
         "hook point": f"{dictionary.hookpoint}, width {dictionary.d_in}",
         "text": corpus.name,
@@ -161,6 +161,12 @@ def _facts(
         f"{evaluation.context['documents']} documents",
         "seed": str(training["seed"]),
     }
+    if ce := evaluation.context["ce"]:
+        facts["CE"] = (
+            f"{ce['original']:.3f} nats; mean-ablated {ce['mean']:.3f}, "
+            f"zero-ablated {ce['zero']:.3f}"
+        )
+    return facts
 
 
 def _commands(folder: Path, chosen: list[int], steering: list[SteeringPair]) -> list[str]:

@@ -13,7 +13,7 @@ from monosemy.evaluate import Evaluation
 from monosemy.interpret.view import Exemplar, FeatureView
 from monosemy.intervene.pair import SteeringPair
 from monosemy.report.numbers import MISSING, count, figure, metric_cells, percent
-from monosemy.report.page import split_pair
+from monosemy.report.page import ReportData, split_pair
 from monosemy.report.tokens import one_line, peak_tokens, seen_tokens, visible
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -90,7 +90,7 @@ def feature_panel(view: FeatureView, *, contexts: int = 6) -> Panel:
     return Panel(Group(*parts), title=f"Feature {view.id}", title_align="left", border_style="dim")
 
 
-def metrics_table(evaluation: Evaluation) -> RenderableType:
+def metrics_table(evaluation: Evaluation | ReportData) -> RenderableType:
     """Metrics beside those of the baselines, with 95% intervals, and the verdict beneath."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
     table.add_column("held-out text", no_wrap=True)
