@@ -25,11 +25,6 @@ class GroupSums:
         starts = np.searchsorted(inverse[order], np.arange(len(names)))
         self._sums[names] += np.add.reduceat(rows[order], starts, axis=0)
 
-    @property
-    def n_groups(self) -> int:
-        """Number of groups, including any below the largest that saw no token."""
-        return len(self._sums)
-
     def total(self) -> np.ndarray:
         """Return the sum over all groups: [1, columns]."""
         return self._sums.sum(0, keepdims=True)

@@ -61,11 +61,6 @@ class LossEffect:
         """Return the figures for each row of group weights [draws, groups]."""
         return self._figures(self._sums.weighted(weights))
 
-    @property
-    def n_groups(self) -> int:
-        """Number of groups seen."""
-        return self._sums.n_groups
-
     def _figures(self, sums: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         n, original = sums[:, 0], sums[:, 1] / sums[:, 0]
         ce = {name: sums[:, 2 + 2 * i] / n for i, name in enumerate(self.variants)}

@@ -76,11 +76,6 @@ class Reconstruction:
         """Return the figures for each row of group weights [draws, groups]: shape [draws]."""
         return self._figures(self._sums.weighted(weights))
 
-    @property
-    def n_groups(self) -> int:
-        """Number of groups seen."""
-        return self._sums.n_groups
-
     def _figures(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         n, residual, spread, token_fvu, cosine, l0 = sums[:, :6].T
         if not n.all():
