@@ -3,11 +3,13 @@
 from monosemy.activations.live import Activations, LiveActivations, counted_activations
 from monosemy.activations.shuffle import ShufflePool
 from monosemy.activations.statistics import Statistics
+from monosemy.activations.synthetic import SyntheticFeatures
 
 __all__ = [
     "Activations",
     "LiveActivations",
     "ShufflePool",
     "Statistics",
+    "SyntheticFeatures",
     "counted_activations",
 ]

@@ -4,6 +4,7 @@ from monosemy.metrics.activity import Activity
 from monosemy.metrics.groups import GroupSums, bootstrap_weights
 from monosemy.metrics.loss import LossEffect
 from monosemy.metrics.reconstruction import FORMULAS, Reconstruction, interval
+from monosemy.metrics.recovery import mean_max_cosine, recovery_f1
 
 __all__ = [
     "FORMULAS",
@@ -13,4 +14,6 @@ __all__ = [
     "Reconstruction",
     "bootstrap_weights",
     "interval",
+    "mean_max_cosine",
+    "recovery_f1",
 ]
