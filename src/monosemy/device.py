@@ -48,8 +48,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     if device.type == "cpu":
-        capability = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        return bool(capability())
+        names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, name, lambda: False)() for name in names)
     return False
 
 

@@ -54,6 +54,14 @@ class Task:
             sys.stderr.write(f"{self.title:<12} {share}  {text}  {left:.0f} s left\n")
             sys.stderr.flush()
 
+    def say(self, text: str) -> None:
+        """Print a line of text, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, style="yellow")
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,14 +19,17 @@ Activations = dict[str, Tensor]
 class LiveActivations:
     """Iterate over the counted tokens' activations, one batch of text at a time.
 
-    One forward pass, which stops after the last hook point, serves all hook points.
+    One forward pass, which stops after the last hook point, serves all hook points. The first
+    `skip` batches of text are read but not run.
     """
 
-    def __init__(self, lm: LM, stream: TokenStream, hookpoints: Sequence[str]) -> None:
-        self.lm, self.stream, self.hookpoints = lm, stream, list(hookpoints)
+    def __init__(
+        self, lm: LM, stream: TokenStream, hookpoints: Sequence[str], *, skip: int = 0
+    ) -> None:
+        self.lm, self.stream, self.hookpoints, self.skip = lm, stream, list(hookpoints), skip
 
     def __iter__(self) -> Iterator[Activations]:
-        for batch in self.stream:
+        for batch in islice(self.stream, self.skip, None):
             yield counted_activations(self.lm, batch, self.hookpoints)
 
 

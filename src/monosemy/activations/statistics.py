@@ -42,3 +42,7 @@ class Statistics:
     def apply(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Centre and scale."""
         return (x - self.mean.to(x.device)) * self.scale
+
+    def undo(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Return to the model's own scale and centre."""
+        return x / self.scale + self.mean.to(x.device)

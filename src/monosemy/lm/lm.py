@@ -201,16 +201,22 @@ class LM:
         found = run_and_read(self.model, arguments, list(dict.fromkeys(paths.values())))
         return {name: found[path] for name, path in paths.items()}
 
-    @torch.no_grad()
     def logits(
-        self, inputs: Inputs, *, attention_mask: Tensor | None = None
+        self,
+        inputs: Inputs,
+        *,
+        attention_mask: Tensor | None = None,
+        gradients: bool = False,
     ) -> Float[Tensor, "*batch_time vocab"]:
         """Return the model's logits: [batch, time, vocab], for a classifier [batch, classes].
+
+        With `gradients`, they reach whatever an edit has put in.
 
         Raises:
             UserError: the model has no head.
         """
-        output = self.model(**self._arguments(inputs, attention_mask))
+        with torch.set_grad_enabled(gradients):
+            output = self.model(**self._arguments(inputs, attention_mask))
         if not hasattr(output, "logits"):
             raise UserError(
                 f"a {type(self._core).__name__} gives no logits",
