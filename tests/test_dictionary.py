@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from monosemy.artefact import MANIFEST, save_artefact
-from monosemy.coders import Dictionary
+from monosemy.coders import Dictionary, ReLU, TopK
 from monosemy.errors import UserError
 from monosemy.training import Run
 
@@ -52,6 +53,32 @@ def test_the_format_is_readable_without_the_package(folder: Path) -> None:
     ours = Dictionary.from_pretrained(folder).encode(x[None])[0]
     torch.testing.assert_close(z, ours, atol=1e-4, rtol=1e-4)
     assert manifest["provenance"]["hookpoint"] == "layers.1"
+
+
+def test_what_explains_its_own_input_is_written_as_it_always_was(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert "target" not in manifest["provenance"]
+    assert set(manifest["normalisation"]) == {"folded", "scale"}
+    assert "target_mean" not in load_file(folder / "coder.safetensors")
+    loaded = Dictionary.from_pretrained(folder)
+    assert not loaded.is_transcoder
+    assert loaded.explains == loaded.hookpoint
+    assert (loaded.target_mean, loaded.target_scale) == (None, None)
+
+
+def test_tied_weights_are_saved_and_tied_again(run: Run, tmp_path: Path) -> None:
+    tied = TopK(run.dictionary.d_in, 96, k=8, tied=True)
+    folder = replace(run.dictionary, coder=tied).save_pretrained(tmp_path / "dictionary")
+    loaded = Dictionary.from_pretrained(folder).coder
+    assert loaded.W_enc is loaded.W_dec
+    assert torch.equal(loaded.W_dec, tied.W_dec)
+
+
+def test_a_penalty_in_the_options_is_passed_over(run: Run, tmp_path: Path) -> None:
+    relu = replace(run.dictionary, coder=ReLU(run.dictionary.d_in, 96))
+    folder = relu.save_pretrained(tmp_path / "dictionary")
+    edit_manifest(folder, options={"l1": 5.0})
+    assert isinstance(Dictionary.from_pretrained(folder).coder, ReLU)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

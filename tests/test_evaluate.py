@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from handmade import exact
 from sklearn.decomposition import PCA
+from torch import Tensor
 
+from monosemy.coders import Code, SparseCoder
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluate import Evaluation, baselines, evaluate
@@ -58,15 +61,27 @@ def test_the_same_seed_gives_the_same_table(run: Run, evaluation: Evaluation) ->
     assert evaluate(run, tokens=4000, loss_tokens=2000, draws=200) == evaluation
 
 
-def test_an_exact_dictionary_recovers_everything(run: Run, monkeypatch) -> None:
-    monkeypatch.setattr(
-        baselines, "of_dictionary", lambda d: lambda x: (x.clone(), torch.zeros(len(x)))
-    )
-    exact = evaluate(run, tokens=1500, loss_tokens=1500, draws=20)
-    assert exact.value("FVU") == 0
-    assert exact.value("CE increase") == pytest.approx(0, abs=1e-6)
-    assert exact.value("loss recovered (mean)") == pytest.approx(1)
-    assert exact.value("KL") == pytest.approx(0, abs=1e-6)
+def test_an_exact_dictionary_recovers_everything(lm: LM, corpus: Corpus) -> None:
+    found = evaluate(exact(lm, corpus, "layers.1"), lm, corpus, tokens=1500, loss_tokens=1500)
+    assert found.value("FVU") == pytest.approx(0, abs=1e-9)
+    assert found.value("CE increase") == pytest.approx(0, abs=1e-6)
+    assert found.value("loss recovered (mean)") == pytest.approx(1)
+    assert found.value("KL") == pytest.approx(0, abs=1e-6)
+
+
+def test_every_token_is_encoded_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the fingerprint, and where the loss is measured."""
+    kind, seen = type(run.dictionary.coder), [0]
+    encode = kind.encode_sparse
+
+    def counting(coder: SparseCoder, x: Tensor) -> Code:
+        seen[0] += len(x) if coder is run.dictionary.coder else 0
+        return encode(coder, x)
+
+    monkeypatch.setattr(kind, "encode_sparse", counting)
+    found = evaluate(run, tokens=2000, loss_tokens=0, draws=20)
+    fingerprint = len(run.dictionary.fingerprint.strongest)
+    assert seen[0] == found.context["tokens"] + fingerprint
 
 
 def test_pca_equals_scikit_learns() -> None:

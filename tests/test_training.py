@@ -8,114 +8,12 @@ import torch
 from conftest import SMALL
 from torch import Tensor
 
-from monosemy.coders import ARCHITECTURES, Dictionary, make_coder
-from monosemy.corpus import Corpus
+from monosemy.coders import ARCHITECTURES, Dictionary
+from monosemy.corpus import Corpus, TokenPolicy
 from monosemy.errors import UserError
 from monosemy.lm import LM
-from monosemy.training import Member, Run, TrainConfig, auxiliary_loss, train
-from monosemy.training.member import AUX_WEIGHT
-
-
-def synthetic(n: int, d: int = 16, features: int = 24, active: int = 3) -> Tensor:
-    """Sums of a few known directions."""
-    generator = torch.Generator().manual_seed(5)
-    directions = torch.nn.functional.normalize(torch.randn(features, d, generator=generator), dim=1)
-    scores = torch.rand(n, features)
-    chosen = scores.topk(active, dim=1).indices
-    z = torch.zeros(n, features).scatter(1, chosen, torch.rand(n, active) + 0.5)
-    return z @ directions
-
-
-def member(architecture: str, **settings: float) -> Member:
-    options = {"l1": 0.5} if architecture == "relu" else {"k": 3}
-    coder = make_coder(architecture, 16, 48, **options)
-    return Member(coder, **{"lr": 5e-3, "steps": 300, "dead_after": 5000, **settings})
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_training_explains_known_features(architecture: str) -> None:
-    trained = member(architecture)
-    first = trained.step(synthetic(512))
-    for _ in range(299):
-        last = trained.step(synthetic(512))
-    assert last.fvu < 0.5 * first.fvu
-    assert last.fvu < (0.5 if architecture == "relu" else 0.12)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_directions_keep_unit_norm(architecture: str) -> None:
-    trained = member(architecture)
-    for _ in range(5):
-        trained.step(synthetic(128))
-    norms = trained.coder.W_dec.norm(dim=1)
-    torch.testing.assert_close(norms, torch.ones_like(norms))
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_loss_gradient_equals_finite_differences(architecture: str) -> None:
-    """Along random directions, small enough that the same features stay selected."""
-    coder = member(architecture).coder.double()
-    x = synthetic(64).double()
-
-    def loss() -> Tensor:
-        code = coder.select_training(coder.pre_activations(x))
-        return (x - coder.decode_sparse(code)).square().sum() + coder.penalty(code)
-
-    for name, parameter in coder.named_parameters():
-        direction = torch.randn_like(parameter)
-        coder.zero_grad()
-        loss().backward()
-        assert parameter.grad is not None
-        expected = (parameter.grad * direction).sum().item()
-        with torch.no_grad():
-            eps = 1e-7
-            parameter += eps * direction
-            up = loss().item()
-            parameter -= 2 * eps * direction
-            down = loss().item()
-            parameter += eps * direction
-        assert (up - down) / (2 * eps) == pytest.approx(expected, rel=1e-3, abs=1e-3), name
-
-
-def test_auxiliary_loss_reaches_encoder_and_decoder_of_dead_features_only() -> None:
-    coder = make_coder("topk", 16, 48, k=3)
-    x = synthetic(64)
-    dead = torch.zeros(48, dtype=torch.bool)
-    dead[40:] = True
-    residual = torch.randn(64, 16)
-    auxiliary_loss(coder, coder.pre_activations(x), residual, dead).backward()
-    for gradient in (coder.W_enc.grad, coder.W_dec.grad):
-        assert gradient is not None
-        assert (gradient[:40] == 0).all()
-        assert (gradient[40:].norm(dim=1) > 0).any()
-    assert coder.b_dec.grad is None or (coder.b_dec.grad == 0).all()
-
-
-def test_auxiliary_loss_of_knowing_nothing_is_one() -> None:
-    coder = make_coder("topk", 16, 48, k=3)
-    residual = torch.randn(64, 16)
-    residual -= residual.mean(0)
-    silent = torch.full((64, 48), -1.0)
-    loss = auxiliary_loss(coder, silent, residual, torch.ones(48, dtype=torch.bool))
-    assert loss.item() == pytest.approx(1)
-
-
-def test_dead_features_are_counted_in_tokens_and_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """More than half of the features start where nothing is; AuxK brings many to use."""
-    shares = {}
-    for weight in (AUX_WEIGHT, 0.0):
-        monkeypatch.setattr("monosemy.training.member.AUX_WEIGHT", weight)
-        torch.manual_seed(0)
-        coder = make_coder("topk", 16, 48, k=3)
-        with torch.no_grad():
-            coder.b_enc[20:] = -0.8
-        trained = Member(coder, lr=5e-3, steps=600, dead_after=2000)
-        shares[weight] = [trained.step(synthetic(512)).dead_share for _ in range(600)]
-        assert shares[weight][2] == 0.0  # 1,536 tokens: too early to call any dead
-        assert shares[weight][5] > 0.35
-    assert shares[AUX_WEIGHT][-1] < 0.7 * shares[0.0][-1]
+from monosemy.training import Run, TrainConfig, expand, make_plans, sweep, train
+from monosemy.training.geometry import geometric_median
 
 
 def test_the_same_seed_gives_the_same_dictionary(lm: LM, corpus: Corpus, run: Run) -> None:
@@ -143,11 +41,85 @@ def test_a_run_leaves_its_settings_curve_and_dictionary(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains_on_a_model(architecture: str, lm: LM, corpus: Corpus) -> None:
-    settings = {**SMALL, "tokens": 8192, "architecture": architecture}
-    if architecture == "relu":
-        settings["k"] = None
-    made = train(lm, corpus, "layers.1", **settings)
+    made = train(lm, corpus, "layers.1", **settings_for(architecture, tokens=8192))
     assert made.dictionary.fingerprint.expected.fvu < 1
+
+
+def settings_for(architecture: str, **more: object) -> dict:
+    """Settings of a small run at L0 8, however that is asked for."""
+    settings = {**SMALL, "architecture": architecture, **more}
+    if not TrainConfig(architecture=architecture).has_k:
+        settings["target_l0"] = settings.pop("k")
+    return settings
+
+
+@pytest.mark.parametrize("l0", [4, 12])
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "gated", "p_anneal", "nonnegative"])
+def test_the_target_l0_is_reached_on_held_out_text(
+    architecture: str, l0: float, lm: LM, corpus: Corpus
+) -> None:
+    settings = settings_for(architecture, tokens=150_000)
+    made = train(lm, corpus, "layers.1", **{**settings, "target_l0": l0})
+    assert made.dictionary.l0 == pytest.approx(l0, rel=0.1)
+
+
+def test_a_transcoder_explains_another_hook_point(lm: LM, corpus: Corpus) -> None:
+    settings = {**SMALL, "target": "layers.1.mlp", "skip": True}
+    made = train(lm, corpus, "layers.1", **settings)
+    assert made.dictionary.provenance.target == "layers.1.mlp"
+    assert made.dictionary.fingerprint.expected.fvu < 0.5
+    assert made.history[-1]["fvu"] < 0.5
+
+
+@pytest.mark.parametrize("objective", ["kl", "ce"])
+def test_end_to_end_training_lowers_what_the_model_loses(
+    objective: str, lm: LM, corpus: Corpus
+) -> None:
+    made = train(lm, corpus, "layers.1", **{**SMALL, "objective": objective, "tokens": 25_000})
+    first, last = made.history[0]["loss"], made.history[-1]["loss"]
+    assert last < first - 0.02
+    assert all(p.grad is None for p in lm.model.parameters())
+    assert any(p.requires_grad for p in lm.model.parameters())
+
+
+def test_clamped_features_stay_where_they_are_held(lm: LM, corpus: Corpus) -> None:
+    held = train(lm, corpus, "layers.1", **{**SMALL, "clamp": {"3": 0.0}, "revive": "none"})
+    free = train(lm, corpus, "layers.1", **{**SMALL, "revive": "none"})
+    start = held.dictionary.coder.W_enc[3] / free.dictionary.coder.W_enc[3]
+    assert start.std() > 0  # it did not learn what the free one learned
+    assert held.dictionary.fingerprint.expected.fvu < 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tied": True},
+        {"init": "data"},
+        {"centre": "median"},
+        {"unit_norm": False},
+        {"revive": "ghost"},
+        {"revive": "resample"},
+        {"ema": 0.9},
+        {"multi": True, "architecture": "topk"},
+        {"sparsity": "tanh", "architecture": "jumprelu", "k": None, "target_l0": 8.0},
+    ],
+    ids=str,
+)
+def test_options_train_and_leave_unit_directions(settings: dict, lm: LM, corpus: Corpus) -> None:
+    made = train(lm, corpus, "layers.1", **{**SMALL, "tokens": 16_384, **settings})
+    assert made.dictionary.fingerprint.expected.fvu < 0.6
+    norms = made.dictionary.coder.W_dec.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-4, rtol=1e-4)
+    expected = bool(settings.get("tied"))
+    assert torch.equal(made.dictionary.coder.W_enc, made.dictionary.coder.W_dec) == expected
+
+
+def test_geometric_median_known_answers() -> None:
+    line = torch.tensor([[-1.0, 0], [0, 0], [1, 0]])
+    assert geometric_median(line).tolist() == [0, 0]  # it starts on a row
+    far = torch.cat([0.001 * torch.randn(30, 2), torch.tensor([[10.0, 0]] * 10)])
+    assert geometric_median(far).norm() < 0.01
+    assert far.mean(0).norm() > 2
 
 
 def test_existing_run_folder_is_refused_and_kept(lm: LM, corpus: Corpus, tmp_path: Path) -> None:
@@ -186,8 +158,16 @@ def test_nan_activations_are_refused_with_their_documents(lm: LM, corpus: Corpus
         ({"tokens": 0}, "tokens is 0"),
         ({"lr": -1.0}, "lr is -1"),
         ({"architecture": "relu", "k": 5}, "drop k"),
-        ({"architecture": "topk", "l1": 5.0}, "drop l1"),
+        ({"architecture": "topk", "penalty": 5.0}, "drop penalty"),
         ({"context": 1}, "context is 1"),
+        ({"architecture": "jumprelu", "k": 5, "target_l0": 7.0}, "k is 5.*target_l0 is 7"),
+        ({"architecture": "batch_topk", "k": 5, "target_l0": 7.0}, "target_l0 is 7.*k.*is 5"),
+        ({"architecture": "relu", "penalty": 1.0, "target_l0": 7.0}, "contradict"),
+        ({"architecture": "jumprelu", "sparsity": "step"}, "needs a penalty"),
+        ({"architecture": "relu", "multi": True}, "`relu` has no such option"),
+        ({"tied": True, "unit_norm": False}, "contradict"),
+        ({"architecture": "batchtopk"}, "no architecture `batchtopk`"),
+        ({"ema": 1.0}, "ema is 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict, message: str) -> None:
@@ -196,5 +176,77 @@ def test_settings_that_cannot_work_are_refused(settings: dict, message: str) -> 
 
 
 def test_unknown_setting_names_the_known_ones(lm: LM, corpus: Corpus) -> None:
-    with pytest.raises(UserError, match="no setting `widht`"):
+    with pytest.raises(UserError, match="no setting `widht`") as caught:
         train(lm, corpus, widht=3)
+    assert "did you mean `width`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 4, "k": 5}, "k is 5, but the dictionary has 4 features"),
+        ({"width": 16, "k": 5, "architecture": "topk", "multi": True}, "4 times as many"),
+        ({"clamp": {"96": 1.0}}, "clamp names feature 96"),
+        ({"target": "layers.9"}, "unknown hook point"),
+        ({"width": 10**10}, "training needs .* of memory, .* is free"),
+    ],
+)
+def test_plans_that_cannot_work_are_refused_before_the_start(
+    settings: dict, message: str, lm: LM, corpus: Corpus, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(lm, corpus, "layers.1", **{**SMALL, **settings}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_says_every_default(lm: LM, corpus: Corpus) -> None:
+    config = TrainConfig(architecture="relu", tokens=100_000)
+    (plan,) = make_plans(lm, corpus, [None], [config], TokenPolicy(), None)
+    said = plan.describe()
+    assert said["sparsity"] == "target L0 32, by a controller"
+    assert said["learning rate"] == f"0.0113 = 4e-3 / sqrt({plan.width} / 2048)"
+    assert said["tokens"] == "100,000 in 49 steps of 2,048"
+    assert "fall over the last 9" in said["schedule"]
+
+
+def test_a_grid_gives_k_and_target_l0_to_those_that_have_them() -> None:
+    grid = {"architecture": ["topk", "relu"], "k": [8, 16], "target_l0": [10.0], "seed": [0, 1]}
+    made = [(c.architecture, c.k, c.target_l0, c.seed) for c in expand(TrainConfig(), grid)]
+    assert made == [
+        ("topk", 8, None, 0),
+        ("topk", 8, None, 1),
+        ("topk", 16, None, 0),
+        ("topk", 16, None, 1),
+        ("relu", None, 10.0, 0),
+        ("relu", None, 10.0, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"witdh": [64]}, "no setting `witdh`"),
+        ({"batch": [64, 128]}, "batch cannot vary"),
+        ({"k": []}, "the list of k is empty"),
+        ({"k": [4, 4]}, "would train `batch_topk-l0-4` twice"),
+    ],
+)
+def test_grids_that_cannot_work_are_refused(
+    grid: dict, message: str, lm: LM, corpus: Corpus
+) -> None:
+    with pytest.raises(UserError, match=message):
+        sweep(lm, corpus, ["layers.1"], grid=grid, **{**SMALL, "k": None})
+
+
+def test_a_sweep_over_hook_points_and_budgets(lm: LM, corpus: Corpus) -> None:
+    grid = {"tokens": [2048, 4096]}
+    runs = sweep(lm, corpus, ["layers.0", "layers.1"], grid=grid, **SMALL)
+    found = [(run.dictionary.hookpoint, run.history[-1]["tokens"]) for run in runs]
+    assert found == [
+        ("layers.0", 2048),
+        ("layers.0", 4096),
+        ("layers.1", 2048),
+        ("layers.1", 4096),
+    ]
+    alone = train(lm, corpus, "layers.1", **{**SMALL, "tokens": 4096})
+    assert torch.equal(alone.dictionary.coder.W_dec, runs[3].dictionary.coder.W_dec)

@@ -1,16 +1,19 @@
 """What every sparse coder shares: weights, encoding, decoding, scale.
 
-    pre = x W_enc^T + b_enc        pre-activations, [tokens, width]
-    z   = select(pre)              sparse, non-negative, [tokens, width]
-    xhat = z W_dec + b_dec         [tokens, d_in]
+    pre  = x W_enc^T + b_enc                  pre-activations, [tokens, width]
+    z    = select(pre)                        sparse, non-negative, [tokens, width]
+    yhat = z W_dec + b_dec (+ x W_skip^T)     [tokens, d_out]
 
-Rows of `W_enc` and `W_dec` are features. An architecture says how entries are selected and what,
-beside the reconstruction, its loss holds; nothing else.
+Rows of `W_enc` and `W_dec` are features. A sparse autoencoder explains its own input, y = x; a
+transcoder is given other activations to predict, and may have a linear path beside its features.
+An architecture says which entries are chosen, what their activations are and what, beside the
+squared error, its loss holds; nothing else.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,52 +21,106 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from monosemy.coders.code import Code
+from monosemy.coders.select import Choice, Scorer
+from monosemy.coders.support import Support
 from monosemy.errors import UserError
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingCode:
+    """What one batch's encoding gives in training, with gradients."""
+
+    pre: Tensor
+    """Pre-activations at the places of `support`."""
+    values: Tensor
+    """Activations there; some may be zero."""
+    support: Support
+
+
 class SparseCoder(nn.Module, ABC):
-    """Base of all architectures; see the module's equations."""
+    """Base of all architectures; see the module's equations.
+
+    Args:
+        d_in: width of the activations encoded.
+        width: number of features.
+        d_out: width of the activations explained; None for d_in.
+        tied: the encoder's rows are the decoder's, one parameter.
+        skip: add a linear path from input to output (Paulo et al. 2025, arXiv 2501.18823).
+        unit_norm: hold directions at unit norm in training; else they are free, and brought to
+            unit norm when training is over.
+        seed: of the initial directions.
+    """
 
     architecture: ClassVar[str]
+    has_k: ClassVar[bool] = False
+    """Its L0 is given by k; otherwise a penalty, and who weighs it, decide."""
+
+    rates: ClassVar[dict[str, float]] = {}
+    """Parameters whose learning rate is a multiple of the others'."""
+    target_l0: float | None = None
+    """Features that are to fire on a token: set for training, some penalties use it."""
 
     W_enc: Float[Tensor, "width d_in"]
     b_enc: Float[Tensor, " width"]
-    W_dec: Float[Tensor, "width d_in"]
-    b_dec: Float[Tensor, " d_in"]
+    W_dec: Float[Tensor, "width d_out"]
+    b_dec: Float[Tensor, " d_out"]
+    W_skip: Float[Tensor, "d_out d_in"] | None
 
-    def __init__(self, d_in: int, width: int, *, seed: int = 0) -> None:
-        """Start from random unit directions, the encoder a copy of the decoder.
+    def __init__(
+        self,
+        d_in: int,
+        width: int,
+        *,
+        d_out: int | None = None,
+        tied: bool = False,
+        skip: bool = False,
+        unit_norm: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """Start from random unit directions, the encoder a copy of the decoder where it can be.
 
         Raises:
-            UserError: a size below 1.
+            UserError: a size below 1, or tied weights of different sizes or of free norms.
         """
         super().__init__()
-        if d_in < 1 or width < 1:
-            raise UserError(f"d_in {d_in} and width {width} must be at least 1")
-        self.d_in, self.width = d_in, width
+        d_out = d_in if d_out is None else d_out
+        if d_in < 1 or width < 1 or d_out < 1:
+            raise UserError(f"d_in {d_in}, width {width} and d_out {d_out} must be at least 1")
+        if tied and d_out != d_in:
+            raise UserError(
+                f"tied weights need one size, but d_in is {d_in} and d_out {d_out}", "drop `tied`"
+            )
+        if tied and not unit_norm:
+            raise UserError("tied weights and free norms contradict one another", "drop either")
+        self.d_in, self.width, self.d_out = d_in, width, d_out
+        self.tied, self.unit_norm = tied, unit_norm
         generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(width, d_in, generator=generator)
-        directions /= directions.norm(dim=1, keepdim=True)
-        self.W_enc = nn.Parameter(directions.clone())
-        self.b_enc = nn.Parameter(torch.zeros(width))
+        directions = _unit_rows(torch.randn(width, d_out, generator=generator))
+        encoder = directions.clone()
+        if d_out != d_in:
+            encoder = _unit_rows(torch.randn(width, d_in, generator=generator))
         self.W_dec = nn.Parameter(directions)
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.W_enc = self.W_dec if tied else nn.Parameter(encoder)
+        self.b_enc = nn.Parameter(torch.zeros(width))
+        self.b_dec = nn.Parameter(torch.zeros(d_out))
+        self.W_skip = nn.Parameter(torch.zeros(d_out, d_in)) if skip else None
 
-    @abstractmethod
     def options(self) -> dict[str, Any]:
         """Return what, beside sizes and weights, is needed to build this coder again."""
+        usual = {"d_out": self.d_in, "tied": False, "skip": False, "unit_norm": True}
+        now = {
+            "d_out": self.d_out,
+            "tied": self.tied,
+            "skip": self.W_skip is not None,
+            "unit_norm": self.unit_norm,
+        }
+        return {name: value for name, value in now.items() if value != usual[name]}
+
+    # Inference: a token's code depends on that token alone.
 
     @abstractmethod
     def select(self, pre: Float[Tensor, "tokens width"]) -> Code:
-        """Choose the entries that fire; each token's choice depends on that token alone."""
-
-    def select_training(self, pre: Float[Tensor, "tokens width"]) -> Code:
-        """Choose the entries that fire in training, where a choice may span the batch."""
-        return self.select(pre)
-
-    def penalty(self, code: Code) -> Float[Tensor, ""]:
-        """Return what the training loss adds to the squared error, per token."""
-        return code.values.new_zeros(())
+        """Choose the entries that fire and say how much."""
 
     def pre_activations(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens width"]:
         """Return the encoder's output before selection."""
@@ -79,33 +136,157 @@ class SparseCoder(nn.Module, ABC):
         z = self.encode_sparse(x.reshape(-1, x.shape[-1])).dense()
         return z.reshape(*x.shape[:-1], self.width)
 
-    def decode(self, z: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the activations that a dense code stands for."""
+    def decode(self, z: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch d_out"]:
+        """Return what a dense code stands for; without the linear path, which needs x."""
         return z @ self.W_dec + self.b_dec
 
-    def decode_sparse(self, code: Code) -> Float[Tensor, "tokens d_in"]:
-        """Return the activations that a sparse code stands for."""
+    def decode_sparse(self, code: Code) -> Float[Tensor, "tokens d_out"]:
+        """Return what a sparse code stands for; without the linear path, which needs x."""
         return code.decode(self.W_dec) + self.b_dec
 
-    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction: decode(encode(x))."""
-        code = self.encode_sparse(x.reshape(-1, x.shape[-1]))
-        return self.decode_sparse(code).reshape(x.shape)
+    def reconstruct(
+        self, x: Float[Tensor, "tokens d_in"]
+    ) -> tuple[Float[Tensor, "tokens d_out"], Code]:
+        """Return the output and the code it came from."""
+        code = self.encode_sparse(x)
+        out = self.decode_sparse(code)
+        return (out if self.W_skip is None else out + x @ self.W_skip.T), code
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Return decode(encode(x)), and the linear path where there is one."""
+        out, _ = self.reconstruct(x.reshape(-1, x.shape[-1]))
+        return out.reshape(*x.shape[:-1], self.d_out)
+
+    # Training: a choice may span the batch; gradients flow through chosen places only.
+
+    @abstractmethod
+    def choose(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> Choice:
+        """Choose the places that may fire in training."""
+
+    def activate(self, pre: Tensor, support: Support) -> Tensor:
+        """Return activations from pre-activations, place by place."""
+        return pre.relu()
+
+    def encode_training(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> TrainingCode:
+        """Return the code of a training batch."""
+        support, known = self.choose(x, scorer)
+        pre = support.affine(x, self.W_enc, self.b_enc, known)
+        return TrainingCode(pre, self.activate(pre, support), support)
+
+    def base(
+        self, x: Float[Tensor, "tokens d_in"]
+    ) -> Float[Tensor, " d_out"] | Float[Tensor, "tokens d_out"]:
+        """Return the output where no feature fires."""
+        return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip.T
+
+    def error(
+        self, code: TrainingCode, rest: Float[Tensor, "tokens d_out"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "tokens d_out"]]:
+        """Return the squared error, summed over d_out, mean over tokens, and what is left over.
+
+        Args:
+            code: the batch's code.
+            rest: what features are to explain: the target less `base`.
+        """
+        left = rest - code.support.decode(code.values, self.W_dec)
+        return mean_square(left), left
+
+    def penalty(self, code: TrainingCode) -> Float[Tensor, ""]:
+        """Return the sparsity penalty a token, before it is weighed."""
+        return code.values.new_zeros(())
+
+    def extra_error(
+        self, code: TrainingCode, rest: Float[Tensor, "tokens d_out"]
+    ) -> Float[Tensor, ""]:
+        """Return a further squared error the loss holds."""
+        return code.values.new_zeros(())
+
+    def advance(self, progress: float) -> None:
+        """Follow the run, which goes from 0 to 1, where the loss changes with it."""
 
     @torch.no_grad()
-    def fold(self, mean: Float[Tensor, " d_in"], scale: float) -> None:
+    def start(self, x: Float[Tensor, "tokens d_in"], l0: float) -> None:
+        """Set biases, before training, so that about l0 features fire on a token of a sample."""
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring weights back, after a step, to where they are to stay."""
+        if self.unit_norm:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        """Take out of each direction's gradient the part along it, which its norm undoes."""
+        gradient = self.W_dec.grad
+        if self.unit_norm and gradient is not None:
+            along = torch.linalg.vecdot(gradient, self.W_dec)
+            gradient.addcmul_(self.W_dec, along[:, None], value=-1)
+
+    def norms(self) -> Float[Tensor, " width"] | None:
+        """Return the directions' norms, with gradient; None where all are 1."""
+        return None if self.unit_norm else self.W_dec.norm(dim=1)
+
+    def scoring_weights(self) -> tuple[Tensor, Tensor]:
+        """Return encoder weights and bias that score features in the strength they decode with."""
+        norms = self.norms()
+        if norms is None:
+            return self.W_enc, self.b_enc
+        return self.W_enc * norms[:, None], self.b_enc * norms
+
+    def strengths(self, values: Tensor, support: Support) -> Tensor:
+        """Return values times their directions' norms."""
+        norms = self.norms()
+        return values if norms is None else values * support.at(norms)
+
+    # Scale: training sees centred and scaled activations, the finished coder the model's own.
+
+    @torch.no_grad()
+    def fold_norms(self) -> None:
+        """Bring directions to unit norm without changing the output."""
+        norms = self.W_dec.norm(dim=1).clamp_min(1e-8)
+        if self.tied:  # of unit norm by construction, but for rounding
+            return
+        self.scale_features(norms)
+        self.W_dec.div_(norms[:, None])
+        self.W_enc.mul_(norms[:, None])
+
+    @torch.no_grad()
+    def scale_features(self, factor: Float[Tensor, " width"] | Float[Tensor, ""]) -> None:
+        """Multiply whatever is in units of a feature's activation, but weights."""
+        self.b_enc.mul_(factor)
+
+    @torch.no_grad()
+    def shift_features(self, by: Float[Tensor, " width"]) -> None:
+        """Make up for x W_enc^T having grown by this much."""
+        self.b_enc.sub_(by)
+
+    @torch.no_grad()
+    def fold(
+        self,
+        mean: Float[Tensor, " d_in"],
+        scale: float,
+        target_mean: Float[Tensor, " d_out"] | None = None,
+        target_scale: float | None = None,
+    ) -> None:
         """Turn a coder of (x - mean) * scale into the coder of x that does the same.
 
-        Directions keep their norm and activations come out in units of x: z becomes z / scale.
+        Directions keep their norm and activations come out in units of what is explained: z
+        becomes z / scale. A transcoder has the centre and scale of its target too.
         """
         mean = mean.to(self.W_enc)
-        self.b_enc.div_(scale).sub_(self.W_enc @ mean)
-        self.b_dec.div_(scale).add_(mean)
-
-    @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        """Bring every direction back to unit norm."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
+        target_mean = mean if target_mean is None else target_mean.to(self.W_enc)
+        target_scale = scale if target_scale is None else target_scale
+        self.shift_features(scale * (self.W_enc @ mean))
+        if scale != target_scale:
+            if self.tied:  # its two sides now differ in scale
+                self.tied, encoder = False, self.W_enc.detach().clone()
+                self.W_enc = nn.Parameter(encoder, requires_grad=self.W_dec.requires_grad)
+            self.W_enc.mul_(scale / target_scale)
+        self.scale_features(torch.tensor(1 / target_scale).to(self.b_enc))
+        self.b_dec.div_(target_scale).add_(target_mean)
+        if self.W_skip is not None:
+            self.W_skip.mul_(scale / target_scale)
+            self.b_dec.sub_(self.W_skip @ mean)
 
     def _check_input(self, x: Tensor) -> None:
         if x.shape[-1] != self.d_in:
@@ -113,6 +294,11 @@ class SparseCoder(nn.Module, ABC):
                 f"activations have width {x.shape[-1]}, this dictionary was made for {self.d_in}",
                 "attach it to the hook point it was trained on: `monosemy doctor` finds it",
             )
+
+
+def mean_square(left: Float[Tensor, "tokens d"]) -> Float[Tensor, ""]:
+    """Return the squared norm, a mean over tokens; 0 of no tokens."""
+    return left.square().sum() / max(len(left), 1)
 
 
 def check_k(k: int, width: int) -> int:
@@ -127,3 +313,7 @@ def check_k(k: int, width: int) -> int:
             f"choose k from 1 to {width}; 32 is usual",
         )
     return k
+
+
+def _unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)

@@ -6,6 +6,7 @@ import importlib.metadata
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +29,9 @@ FINGERPRINT = "fingerprint.safetensors"
 class Dictionary:
     """A trained sparse coder that takes the model's own activations: nothing is left to scale.
 
+    It explains the activations it encodes, or, a transcoder, those at another hook point
+    (`explains`), whose width is `d_out`.
+
     Attributes:
         coder: the weights, with centring and scale folded in; directions have unit norm.
         provenance: what it was trained on.
@@ -35,6 +39,8 @@ class Dictionary:
         mean: [d_in], mean activation in training.
         scale: what centred activations were multiplied by in training; folded, kept for `doctor`.
         fingerprint: tokens and what is expected on them.
+        target_mean: [d_out], mean of what a transcoder explains; else None.
+        target_scale: what that was multiplied by, centred, in a transcoder's training; else None.
     """
 
     coder: SparseCoder
@@ -43,11 +49,23 @@ class Dictionary:
     mean: Float[Tensor, " d_in"]
     scale: float
     fingerprint: Fingerprint
+    target_mean: Float[Tensor, " d_out"] | None = None
+    target_scale: float | None = None
 
     @property
     def hookpoint(self) -> str:
-        """Where in the model its activations live."""
+        """Where in the model the activations that it encodes live."""
         return self.provenance.hookpoint
+
+    @property
+    def explains(self) -> str:
+        """Where in the model the activations that it explains live; `hookpoint` for most."""
+        return self.provenance.explains
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it explains activations at another hook point than it encodes."""
+        return self.provenance.target is not None
 
     @property
     def width(self) -> int:
@@ -56,8 +74,13 @@ class Dictionary:
 
     @property
     def d_in(self) -> int:
-        """Activation width."""
+        """Width of the activations encoded."""
         return self.coder.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of the activations explained."""
+        return self.coder.d_out
 
     @property
     def l0(self) -> float:
@@ -76,13 +99,17 @@ class Dictionary:
         return self.coder.encode_sparse(x)
 
     @torch.no_grad()
-    def decode(self, z: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the activations a code stands for."""
+    def decode(self, z: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch d_out"]:
+        """Return the activations a code stands for; without a linear path, which needs x."""
         return self.coder.decode(z)
 
     @torch.no_grad()
-    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Return decode(encode(x))."""
+    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Return decode(encode(x)), with the linear path where there is one.
+
+        That is x again, as far as features explain it; of a transcoder, the activations that it
+        predicts at `explains`.
+        """
         return self.coder(x)
 
     @torch.no_grad()
@@ -101,9 +128,10 @@ class Dictionary:
         explain stays in (Templeton et al. 2024). scale 0 ablates the feature.
 
         Raises:
-            UserError: no such feature, or one that never fired, which has no scale.
+            UserError: no such feature, one that never fired, which has no scale, or a transcoder.
         """
         self.check_feature(feature)
+        self.check_steerable()
         target = scale * float(self.strength[feature])
         if target == 0 and scale != 0:
             raise UserError(
@@ -131,6 +159,20 @@ class Dictionary:
                 f"this dictionary has features 0 to {self.width - 1}",
             )
 
+    def check_steerable(self) -> None:
+        """Refuse to steer by a transcoder, whose features fire in one place and write in another.
+
+        Raises:
+            UserError: it is a transcoder.
+        """
+        if self.is_transcoder:
+            raise UserError(
+                f"this dictionary is a transcoder: its features fire at `{self.hookpoint}` and "
+                f"write at `{self.explains}`; steering clamps a feature where it does both",
+                f"add a multiple of `dictionary.coder.W_dec[feature]` at `{self.explains}` with "
+                "`lm.edit`, or steer by a dictionary trained without a target",
+            )
+
     def to(self, device: torch.device | str) -> Dictionary:
         """Move weights to a device; returns itself."""
         self.coder.to(device)
@@ -147,12 +189,18 @@ class Dictionary:
             "strength": self.strength,
             "mean": self.mean,
         }
+        if self.coder.tied:  # one tensor under two names cannot be written
+            weights["W_enc"] = weights["W_enc"].clone()
+        normalisation: dict[str, Any] = {"folded": True, "scale": self.scale}
+        if self.target_mean is not None:
+            weights["target_mean"] = self.target_mean
+            normalisation["target_scale"] = self.target_scale
         manifest = {
             "architecture": self.coder.architecture,
             "d_in": self.d_in,
             "width": self.width,
             "options": self.coder.options(),
-            "normalisation": {"folded": True, "scale": self.scale},
+            "normalisation": normalisation,
             "provenance": self.provenance.to_dict(),
             "fingerprint": asdict(self.fingerprint.expected),
             "fingerprint_texts": self.fingerprint.texts,
@@ -172,28 +220,38 @@ class Dictionary:
         manifest = load_manifest(folder, KIND)
         weights = load_tensors(folder, WEIGHTS, manifest)
         try:
+            # `l1`, the weight of a penalty, is in some manifests of `relu`; only training needs it.
+            options = {name: v for name, v in manifest["options"].items() if name != "l1"}
             coder = make_coder(
-                manifest["architecture"],
-                manifest["d_in"],
-                manifest["width"],
-                **manifest["options"],
+                manifest["architecture"], manifest["d_in"], manifest["width"], **options
             )
-            strength, mean = weights.pop("strength"), weights.pop("mean")
-            coder.load_state_dict(weights)
             provenance = Provenance.from_dict(manifest["provenance"])
+            strength, mean = weights.pop("strength"), weights.pop("mean")
+            target_mean = weights.pop("target_mean") if provenance.target else None
+            coder.load_state_dict(weights)
             fingerprint = Fingerprint(
                 texts=manifest["fingerprint_texts"],
                 expected=Figures(**manifest["fingerprint"]),
                 **load_tensors(folder, FINGERPRINT, manifest),
             )
             scale = float(manifest["normalisation"]["scale"])
+            target_scale = manifest["normalisation"]["target_scale"] if provenance.target else None
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(
                 f"the dictionary in `{folder}` is not as its manifest says: {error}",
                 "it was edited or made by a different version; copy or train it again",
             ) from error
         coder.eval().requires_grad_(False)
-        return cls(coder, provenance, strength, mean, scale, fingerprint)
+        return cls(
+            coder,
+            provenance,
+            strength,
+            mean,
+            scale,
+            fingerprint,
+            target_mean=target_mean,
+            target_scale=target_scale,
+        )
 
     def push_to_hub(self, repo: str, *, private: bool = False) -> str:
         """Upload the dictionary to the Hugging Face hub and return its address there."""
@@ -206,9 +264,13 @@ class Dictionary:
             return str(api.upload_folder(repo_id=repo, folder_path=str(folder)))
 
     def __repr__(self) -> str:
+        place, sizes = f"of `{self.hookpoint}`", f"d_in {self.d_in}"
+        if self.is_transcoder:
+            place = f"explaining `{self.explains}` from `{self.hookpoint}`"
+            sizes += f", d_out {self.d_out}"
         return (
-            f"Dictionary({self.coder.architecture}, {self.width} features of "
-            f"`{self.hookpoint}` in {self.provenance.model}, d_in {self.d_in})"
+            f"Dictionary({self.coder.architecture}, {self.width} features {place} "
+            f"in {self.provenance.model}, {sizes})"
         )
 
 

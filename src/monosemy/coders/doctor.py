@@ -6,17 +6,24 @@ BOS present or absent, another base model. What makes the figures right again is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from monosemy.coders.dictionary import Dictionary
-from monosemy.coders.fingerprint import Figures, measure, tokenise
+from monosemy.coders.fingerprint import Change, Figures, measure, tokenise
 from monosemy.errors import UserError
-from monosemy.lm import LM
+from monosemy.lm import LM, HookPoint
+
+_AT_ONCE = 32
+"""Hook points captured in one forward pass when many are tried."""
+_PART_OF_BLOCK = re.compile(r"layers\.\d+\.[^.]+")
 
 Cause = Literal["", "hook point", "scale", "BOS", "tokenizer", "base model"]
 
@@ -29,11 +36,12 @@ class Diagnosis:
     observed: Figures | None
     """None where the activations do not even have the dictionary's width."""
     hookpoint: str
+    """Where it was tried; `input -> target` for a transcoder."""
     cause: Cause = ""
     explanation: str = "wired as it was trained: the fingerprint replays"
     advice: str = ""
     elsewhere: dict[str, Figures] = field(default_factory=dict)
-    """Figures at the other hook points, when they were tried."""
+    """Figures at the other hook points (`input -> target`), when they were tried."""
 
     @property
     def healthy(self) -> bool:
@@ -66,46 +74,59 @@ class _Examination:
 
     def __init__(self, dictionary: Dictionary, lm: LM, hookpoint: str) -> None:
         self.dictionary, self.lm, self.hookpoint = dictionary, lm, hookpoint
+        target = dictionary.provenance.target
+        self.target = hookpoint if target is None else lm.hookpoint(target).name
+        self.tried = _place(hookpoint, self.target)
         self.expected = dictionary.fingerprint.expected
-        self.fits = lm.hookpoint(hookpoint).width == dictionary.d_in
 
     def run(self) -> Diagnosis:
-        observed = self._replay() if self.fits else None
+        observed = self._replay() if self._misfit() is None else None
         if observed is not None and self.expected.matches(observed):
             return self._check_tokenizer(observed)
-        for attempt in (self._try_hookpoints, self._try_scale, self._try_bos):
+        for attempt in (self._try_hookpoints, self._try_folding, self._try_scale, self._try_bos):
             found = attempt(observed)
             if found is not None:
                 return found
         return self._base_model(observed)
 
-    def _replay(
-        self,
-        before: Callable[[Tensor], Tensor] = lambda x: x,
-        after: Callable[[Tensor], Tensor] = lambda x: x,
-    ) -> Figures:
-        fingerprint = self.dictionary.fingerprint
-        x = self._activations([self.hookpoint], fingerprint.tokens, fingerprint.attention_mask)
-        return self._measure(x[self.hookpoint][fingerprint.counted], before, after)
+    def _misfit(self) -> str | None:
+        """Say which activations do not have the dictionary's width, if any."""
+        sizes = {self.hookpoint: self.dictionary.d_in, self.target: self.dictionary.d_out}
+        for name, size in sizes.items():
+            width = self.lm.hookpoint(name).width
+            if width != size:
+                return f"activations at `{name}` have width {width}, not {size}"
+        return None
+
+    def _replay(self, before: Change = lambda x: x, after: Change = lambda y: y) -> Figures:
+        return self._measure(*self._recorded, before, after)
+
+    @cached_property
+    def _recorded(self) -> tuple[Tensor, Tensor]:
+        """Activations of the fingerprint's counted tokens: those encoded, those explained."""
+        values = self._counted([self.hookpoint, self.target])
+        return values[self.hookpoint], values[self.target]
+
+    def _counted(self, names: list[str]) -> dict[str, Tensor]:
+        f = self.dictionary.fingerprint
+        values = self._activations(names, f.tokens, f.attention_mask)
+        return {name: x[f.counted] for name, x in values.items()}
 
     def _activations(self, names: list[str], tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
         captured = self.lm.capture(tokens, names, attention_mask=mask)
         return {name: x.float().cpu() for name, x in captured.items()}
 
     def _measure(
-        self,
-        x: Tensor,
-        before: Callable[[Tensor], Tensor] = lambda x: x,
-        after: Callable[[Tensor], Tensor] = lambda x: x,
+        self, x: Tensor, y: Tensor, before: Change = lambda x: x, after: Change = lambda y: y
     ) -> Figures:
-        device = self.dictionary.coder.W_enc.device
-        strongest = self.dictionary.fingerprint.strongest
-        return measure(self.dictionary.coder, x.to(device), strongest, before, after)
+        coder, strongest = self.dictionary.coder, self.dictionary.fingerprint.strongest
+        device = coder.W_enc.device
+        return measure(coder, x.to(device), y.to(device), strongest, before, after)
 
     def _check_tokenizer(self, observed: Figures) -> Diagnosis:
         """The stored tokens replay; see whether this tokenizer makes the same ones."""
         recorded, provenance = self.dictionary.fingerprint, self.dictionary.provenance
-        healthy = Diagnosis(self.expected, observed, self.hookpoint)
+        healthy = Diagnosis(self.expected, observed, self.tried)
         if self.lm.tokenizer is None:
             return healthy
         batch = tokenise(recorded.texts, self.lm, provenance)
@@ -127,52 +148,130 @@ class _Examination:
         )
 
     def _try_hookpoints(self, observed: Figures | None) -> Diagnosis | None:
-        points = [p.name for p in self.lm.hookpoints() if p.width == self.dictionary.d_in]
-        points = [name for name in points if name != self.hookpoint]
-        if not points:
-            return None
-        recorded = self.dictionary.fingerprint
-        captured = self._activations(points, recorded.tokens, recorded.attention_mask)
-        elsewhere = {name: self._measure(x[recorded.counted]) for name, x in captured.items()}
-        right = [name for name in points if self.expected.matches(elsewhere[name])]
+        elsewhere = self._elsewhere()
+        right = [places for places, figures in elsewhere.items() if self.expected.matches(figures)]
         if not right:
             return None
-        best = min(right, key=lambda name: elsewhere[name].fvu)
+        best = min(right, key=lambda places: (places[1] != self.target, elsewhere[places].fvu))
+        name = _place(*best)
+        explanation = f"it belongs to `{name}`, where its figures are as expected"
+        advice = f"attach it at `{name}`"
+        if self.dictionary.is_transcoder:
+            advice = f"it encodes `{best[0]}` and explains `{best[1]}`: correct its provenance"
+            if best == (self.target, self.hookpoint):
+                explanation = f"its input and target are swapped: {explanation}"
         return Diagnosis(
             self.expected,
             observed,
-            self.hookpoint,
+            self.tried,
             "hook point",
-            f"it belongs to `{best}`, where its figures are as expected",
-            f"attach it at `{best}`",
-            elsewhere,
+            explanation,
+            advice,
+            {_place(*places): figures for places, figures in elsewhere.items()},
+        )
+
+    def _elsewhere(self) -> dict[tuple[str, str], Figures]:
+        """Return figures at other hook points: what is encoded there, what is explained.
+
+        Of a transcoder all inputs are tried with one target. A code does not depend on the
+        target, so it tells the input, whatever the target; all targets are tried with that input.
+        """
+        own = self.dictionary
+        inputs = self._points(own.d_in)
+        if not own.is_transcoder:
+            inputs = [name for name in inputs if name != self.hookpoint]
+            return {(name, name): self._measure(x, x) for name, x in self._each(inputs)}
+        targets = self._points(own.d_out)
+        if not inputs or not targets:
+            return {}
+        first = self.target if self.target in targets else targets[0]
+        y = self._counted([first])[first]
+        found = {(name, first): self._measure(x, y) for name, x in self._each(inputs)}
+        (best, _), figures = max(found.items(), key=lambda item: item[1].agreement)
+        if self.expected.has_code_of(figures):
+            x = self._counted([best])[best]
+            found |= {(best, name): self._measure(x, y) for name, y in self._each(targets)}
+        return found
+
+    def _points(self, width: int) -> list[str]:
+        """Return hook points of a width that are worth trying.
+
+        The standard ones, those called as the dictionary's own in other layers, and for a
+        transcoder every part of a block: what it encodes is often the norm before an MLP.
+        """
+        own = self.dictionary
+        points = self.lm.hookpoints()
+        if own.is_transcoder:
+            points += [p for p in self.lm.hookpoints(all=True) if _PART_OF_BLOCK.fullmatch(p.name)]
+        for name in (own.hookpoint, own.explains):
+            points += self._kin(name)
+        return list(dict.fromkeys(point.name for point in points if point.width == width))
+
+    def _kin(self, name: str) -> list[HookPoint]:
+        """Return what is called so in every layer, as far as this model has it."""
+        start, layer, rest = [*name.split(".", 2), "", ""][:3]
+        in_layer = start == "layers" and layer.isdigit() and rest
+        names = [f"layers.{i}.{rest}" for i in range(self.lm.n_layers)] if in_layer else [name]
+        found = []
+        for each in names:
+            with contextlib.suppress(UserError):
+                found.append(self.lm.hookpoint(each))
+        return found
+
+    def _each(self, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the counted tokens' activations at many hook points, a few in memory at once."""
+        for start in range(0, len(names), _AT_ONCE):
+            yield from self._counted(names[start : start + _AT_ONCE]).items()
+
+    def _try_folding(self, observed: Figures | None) -> Diagnosis | None:
+        if observed is None:
+            return None
+        own = self.dictionary
+        mean, scale, given = own.mean, own.scale, "mean, scale"
+        target_mean, target_scale = mean, scale
+        if own.target_mean is not None and own.target_scale is not None:
+            target_mean, target_scale = own.target_mean, own.target_scale
+            given += ", target_mean, target_scale"
+        centred = self._replay(
+            lambda x: (x - mean.to(x)) * scale, lambda y: y / target_scale + target_mean.to(y)
+        )
+        if not self.expected.matches(centred):
+            return None
+        return self._found(
+            observed,
+            "scale",
+            "its weights expect centred and scaled activations: the scale is missing, "
+            "normalisation was never folded into them",
+            f"fold it: `coder.fold({given})` with those saved; its scale is {scale:.4g}",
         )
 
     def _try_scale(self, observed: Figures | None) -> Diagnosis | None:
         if observed is None:
             return None
-        mean, scale = self.dictionary.mean.cpu(), self.dictionary.scale
-        centred = self._replay(lambda x: (x - mean) * scale, lambda y: y / scale + mean)
-        if self.expected.matches(centred):
-            return self._found(
-                observed,
-                "scale",
-                "its weights expect centred and scaled activations: the scale is missing, "
-                "normalisation was never folded into them",
-                f"fold it: `coder.fold(mean, scale)` with the mean saved and scale {scale:.4g}",
-            )
         factor = self.expected.norm / max(observed.norm, 1e-12)
-        if abs(factor - 1) < 0.02:
+        gain = self._best_gain(factor) if self.dictionary.is_transcoder else 1 / factor
+        if abs(factor - 1) < 0.02 and abs(gain - 1) < 0.02:
             return None
-        scaled = self._replay(lambda x: x * factor, lambda y: y / factor)
+        scaled = self._replay(lambda x: x * factor, lambda y: y * gain)
         if not self.expected.matches(scaled):
             return None
+        there = f", at `{self.target}` {gain:.3g} times" if self.dictionary.is_transcoder else ""
         return self._found(
             observed,
             "scale",
-            f"activations here are {1 / factor:.3g} times those in training: a scale is missing",
-            f"multiply activations by {factor:.4g} before encoding, and undo it after decoding",
+            f"activations here are {1 / factor:.3g} times those in training{there}: "
+            "a scale is missing",
+            f"multiply activations by {factor:.4g} before encoding, and what comes out by "
+            f"{gain:.4g} after decoding",
         )
+
+    @torch.no_grad()
+    def _best_gain(self, factor: float) -> float:
+        """Return what a transcoder's output, its input times `factor`, is best multiplied by."""
+        coder = self.dictionary.coder
+        x, y = (values.to(coder.W_enc) for values in self._recorded)
+        out = coder(x * factor)
+        return float((out * y).sum() / out.square().sum().clamp_min(1e-12))
 
     def _try_bos(self, observed: Figures | None) -> Diagnosis | None:
         if observed is None:
@@ -182,28 +281,26 @@ class _Examination:
         tokens, mask, counted = recorded.tokens, recorded.attention_mask, recorded.counted
         starts = torch.full_like(tokens[:, :1], -1 if bos is None else bos)
         if bos is not None and (tokens[:, :1] == starts).all():
-            x = self._activations([self.hookpoint], tokens[:, 1:], mask[:, 1:])
-            if self._replays(x[self.hookpoint], counted[:, 1:]):
+            if self._replays(tokens[:, 1:], mask[:, 1:], counted[:, 1:]):
                 return self._found(observed, "BOS", *_BOS_PRESENT)
         elif bos is not None:
             ones = torch.ones_like(mask[:, :1])
-            x = self._activations(
-                [self.hookpoint], torch.cat([starts, tokens], 1), torch.cat([ones, mask], 1)
-            )
-            if self._replays(x[self.hookpoint], torch.cat([~ones, counted], 1)):
+            tokens, mask = torch.cat([starts, tokens], 1), torch.cat([ones, mask], 1)
+            if self._replays(tokens, mask, torch.cat([~ones, counted], 1)):
                 return self._found(observed, "BOS", *_BOS_ABSENT)
         return None
 
-    def _replays(self, x: Tensor, counted: Tensor) -> bool:
+    def _replays(self, tokens: Tensor, mask: Tensor, counted: Tensor) -> bool:
         if int(counted.sum()) != len(self.dictionary.fingerprint.strongest):
             return False
-        return self.expected.matches(self._measure(x[counted]))
+        values = self._activations([self.hookpoint, self.target], tokens, mask)
+        x, y = values[self.hookpoint][counted], values[self.target][counted]
+        return self.expected.matches(self._measure(x, y))
 
     def _base_model(self, observed: Figures | None) -> Diagnosis:
         trained_on = self.dictionary.provenance.model
         if observed is None:
-            width = self.lm.hookpoint(self.hookpoint).width
-            seen = f"activations have width {width}, not {self.dictionary.d_in}"
+            seen = self._misfit()
         else:
             seen = (
                 f"FVU {observed.fvu:.3f} where {self.expected.fvu:.3f} is expected, "
@@ -220,7 +317,11 @@ class _Examination:
     def _found(
         self, observed: Figures | None, cause: Cause, explanation: str, advice: str
     ) -> Diagnosis:
-        return Diagnosis(self.expected, observed, self.hookpoint, cause, explanation, advice)
+        return Diagnosis(self.expected, observed, self.tried, cause, explanation, advice)
+
+
+def _place(hookpoint: str, target: str) -> str:
+    return hookpoint if hookpoint == target else f"{hookpoint} -> {target}"
 
 
 _BOS_ABSENT = (

@@ -9,7 +9,7 @@ from monosemy.corpus import Corpus, Part, TokenPolicy, TokenStream
 from monosemy.errors import UserError
 from monosemy.lm import LM
 
-_TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 4096
 """Tokens that go through the model together."""
 
 
@@ -21,6 +21,9 @@ class Provenance:
     """Hub id, path or `builtin:` name of the language model."""
     revision: str | None = None
     hookpoint: str
+    """Where the activations that are encoded live."""
+    target: str | None = None
+    """Where those live that are explained (a transcoder); None: the same place."""
     context: int
     """Tokens in a row of text, special tokens included."""
     packed: bool = True
@@ -30,10 +33,22 @@ class Provenance:
     training: dict[str, Any] = field(default_factory=dict)
     """Settings and final figures of the training run."""
 
+    @property
+    def explains(self) -> str:
+        """The hook point whose activations are explained: the target, or the input itself."""
+        return self.target or self.hookpoint
+
     def stream(
-        self, lm: LM, corpus: Corpus, part: Part, *, seed: int = 0, epochs: int | None = 1
+        self,
+        lm: LM,
+        corpus: Corpus,
+        part: Part,
+        *,
+        seed: int = 0,
+        epochs: int | None = 1,
+        tokens: int = TOKENS_AT_ONCE,
     ) -> TokenStream:
-        """Return text cut into rows, and counted, as in training.
+        """Return text cut into rows, and counted, as in training; about `tokens` in a batch.
 
         Raises:
             UserError: the model has no tokenizer.
@@ -43,7 +58,7 @@ class Provenance:
             lm.tokenizer,
             part=part,
             context=self.context,
-            rows=max(_TOKENS_AT_ONCE // self.context, 1),
+            rows=max(tokens // self.context, 1),
             packed=self.packed,
             policy=self.policy,
             seed=seed,
@@ -51,8 +66,10 @@ class Provenance:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as JSON values; `target` only where there is one."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.target is None:
+            del values["target"]
         return {**values, "policy": self.policy.to_dict()}
 
     @classmethod

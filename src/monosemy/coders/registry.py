@@ -7,38 +7,71 @@ from typing import Any
 
 from monosemy.coders.batch_topk import BatchTopK
 from monosemy.coders.coder import SparseCoder
+from monosemy.coders.gated import Gated
+from monosemy.coders.jumprelu import JumpReLU
+from monosemy.coders.matryoshka import MatryoshkaBatchTopK
+from monosemy.coders.nonnegative import NonNegative
+from monosemy.coders.p_anneal import PAnneal
 from monosemy.coders.relu import ReLU
+from monosemy.coders.relu_kl import ReLUKL
 from monosemy.coders.topk import TopK
 from monosemy.errors import UserError, nearest
 
 ARCHITECTURES: dict[str, type[SparseCoder]] = {
     "batch_topk": BatchTopK,
     "topk": TopK,
+    "matryoshka": MatryoshkaBatchTopK,
+    "jumprelu": JumpReLU,
+    "gated": Gated,
     "relu": ReLU,
+    "p_anneal": PAnneal,
+    "relu_kl": ReLUKL,
+    "nonnegative": NonNegative,
 }
 
 
-def make_coder(
-    architecture: str, d_in: int, width: int, *, seed: int = 0, **options: Any
-) -> SparseCoder:
+def architecture_named(name: str) -> type[SparseCoder]:
+    """Return an architecture.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(
+            f"no architecture `{name}`",
+            f"{nearest(name, ARCHITECTURES)} allowed: {', '.join(ARCHITECTURES)}".strip(),
+        )
+    return ARCHITECTURES[name]
+
+
+def make_coder(architecture: str, d_in: int, width: int, **options: Any) -> SparseCoder:
     """Build an untrained coder.
+
+    Args:
+        architecture: its name in `ARCHITECTURES`.
+        d_in: width of the activations encoded.
+        width: number of features.
+        options: its own options, and those of every `SparseCoder`, seed among them.
 
     Raises:
         UserError: no such architecture, an option it does not have, or a value it refuses.
     """
-    if architecture not in ARCHITECTURES:
-        raise UserError(
-            f"no architecture `{architecture}`",
-            f"{nearest(architecture, ARCHITECTURES)} allowed: {', '.join(ARCHITECTURES)}".strip(),
-        )
-    kind = ARCHITECTURES[architecture]
-    known = [name for name in inspect.signature(kind).parameters if name not in _COMMON]
+    kind = architecture_named(architecture)
+    known = coder_options(kind)
     for name in options:
         if name not in known:
             raise UserError(
-                f"`{architecture}` has no option `{name}`", f"allowed: {', '.join(known)}"
+                f"`{architecture}` has no option `{name}`",
+                f"{nearest(name, known)} allowed: {', '.join(known)}".strip(),
             )
-    return kind(d_in, width, seed=seed, **options)
+    return kind(d_in, width, **options)
 
 
-_COMMON = ("d_in", "width", "seed")
+def coder_options(kind: type[SparseCoder]) -> list[str]:
+    """Return the names of an architecture's options, its own first."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        if base is not SparseCoder.__base__ and issubclass(base, SparseCoder):
+            parameters = inspect.signature(base.__init__).parameters
+            names += [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    return list(dict.fromkeys(names))

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from monosemy.coders.code import Code
-from monosemy.coders.coder import SparseCoder
-from monosemy.errors import UserError
+from monosemy.coders.coder import SparseCoder, TrainingCode
+from monosemy.coders.select import Choice, Scorer, kth_largest
 
 
 class ReLU(SparseCoder):
-    """z = ReLU(pre); the loss adds l1 * sum_i z_i ||W_dec_i||, the norm with its gradient."""
+    """z = ReLU(pre); the penalty is sum_i z_i ||W_dec_i||, the norm with its gradient."""
 
     architecture = "relu"
-
-    def __init__(self, d_in: int, width: int, *, l1: float = 5.0, seed: int = 0) -> None:
-        """Penalise activations by `l1`, which is for activations of mean norm sqrt(d_in)."""
-        super().__init__(d_in, width, seed=seed)
-        if l1 < 0:
-            raise UserError(f"l1 is {l1}, it cannot be negative", "5 is usual")
-        self.l1 = l1
-
-    def options(self) -> dict[str, Any]:
-        """Return l1."""
-        return {"l1": self.l1}
 
     def select(self, pre: Float[Tensor, "tokens width"]) -> Code:
         """Keep the positive entries."""
         return Code.from_mask(pre, pre > 0)
 
-    def penalty(self, code: Code) -> Float[Tensor, ""]:
+    def choose(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> Choice:
+        """Choose the positive entries."""
+        return scorer.positive(x, self.W_enc, self.b_enc), None
+
+    def penalty(self, code: TrainingCode) -> Float[Tensor, ""]:
         """Return the weighted L1 norm of the code, a mean over tokens."""
-        norms = self.W_dec.norm(dim=1)[code.indices]
-        return self.l1 * (code.values * norms).sum() / max(len(code.offsets) - 1, 1)
+        return self.strengths(code.values, code.support).sum() / max(code.support.n_tokens, 1)
+
+    @torch.no_grad()
+    def start(self, x: Float[Tensor, "tokens d_in"], l0: float) -> None:
+        """Lower the biases until about l0 features fire on a token."""
+        self.b_enc.sub_(bar_for(self, x, l0))
+
+
+def bar_for(coder: SparseCoder, x: Float[Tensor, "tokens d_in"], l0: float) -> Float[Tensor, ""]:
+    """Return the number that l0 pre-activations a token exceed, on at most 1,024 tokens."""
+    pre = coder.pre_activations(x[:1024])
+    return kth_largest(pre.flatten(), max(round(l0 * len(pre)), 1))

@@ -12,15 +12,30 @@ from monosemy.activations import Statistics
 from monosemy.coders import Dictionary, TopK
 
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Activations [tokens, d_in] -> reconstruction [tokens, d_in], numbers used a token [tokens]."""
+"""Activations [tokens, d_in] -> what explains them, or a transcoder's target, [tokens, d_out],
+and the numbers used for each token [tokens]."""
+
+RIDGE = 1e-4
+"""Penalty of the linear map, in mean variances of its input: it keeps directions that a sample
+hardly has from being fitted to noise, and changes nothing else."""
 
 
 def of_dictionary(dictionary: Dictionary) -> Reconstruct:
     """Return the dictionary as a reconstruction."""
 
+    @torch.no_grad()
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
-        code = dictionary.encode_sparse(x)
-        return dictionary.coder.decode_sparse(code), code.l0
+        out, code = dictionary.coder.reconstruct(x)
+        return out, code.l0
+
+    return reconstruct
+
+
+def constant(value: Float[Tensor, " d_out"]) -> Reconstruct:
+    """Return the same activations for every token."""
+
+    def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
+        return value.expand(len(x), -1), torch.zeros(len(x), device=x.device)
 
     return reconstruct
 
@@ -57,6 +72,67 @@ def untrained(sample: Float[Tensor, "tokens d_in"], width: int, k: int, seed: in
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
         code = coder.encode_sparse(x)
         return mean + gain * (coder.decode_sparse(code) - mean), code.l0
+
+    return reconstruct
+
+
+def linear_maps(
+    x: Float[Tensor, "tokens d_in"], y: Float[Tensor, "tokens d_out"], rank: int
+) -> tuple[Reconstruct, Reconstruct]:
+    """Return the linear map that predicts y from x best on a training sample, and that of a rank.
+
+    Least squares with an intercept. The best map of a rank (reduced-rank regression) is the full
+    one with its output projected on its own first principal components: what PCA is to a sparse
+    autoencoder, this is to a transcoder.
+    """
+    left, right = x.cpu().double(), y.cpu().double()
+    x_mean, y_mean = left.mean(0), right.mean(0)
+    left, right = left - x_mean, right - y_mean
+    covariance = left.T @ left
+    ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-12)
+    ridged = covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype)
+    full = torch.linalg.solve(ridged, left.T @ right)
+    basis = torch.linalg.eigh(full.T @ covariance @ full).eigenvectors[:, -rank:]
+
+    def mapping(weights: Tensor, used: int) -> Reconstruct:
+        weights, x_centre, y_centre = weights.to(x), x_mean.to(x), y_mean.to(x)
+
+        def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
+            yhat = y_centre + (x - x_centre) @ weights
+            return yhat, torch.full((len(x),), used, device=x.device)
+
+        return reconstruct
+
+    return mapping(full, x.shape[1]), mapping(full @ basis @ basis.T, rank)
+
+
+@torch.no_grad()
+def untrained_transcoder(
+    x: Float[Tensor, "tokens d_in"], y: Float[Tensor, "tokens d_out"], width: int, k: int, seed: int
+) -> Reconstruct:
+    """Return random features of x, k a token, that explain y as far as they do untrained.
+
+    Random directions would predict nothing of y. Here each feature writes what it would write if
+    it were alone, the least-squares direction of its activation on a training sample; the sum is
+    multiplied by the one number that fits the sample best.
+    """
+    statistics, mean = Statistics.of([x]), y.mean(0)
+    coder = TopK(x.shape[1], width, k=k, seed=seed).to(x.device)
+    coder.fold(statistics.mean, statistics.scale)
+    sums, squares = x.new_zeros(width, y.shape[1]), x.new_zeros(width)
+    codes = [coder.encode_sparse(part) for part in x.split(1024)]
+    for code, part in zip(codes, (y - mean).split(1024), strict=True):
+        sums.index_add_(0, code.indices, code.values[:, None] * part[code.tokens])
+        squares.index_add_(0, code.indices, code.values.square())
+    directions = sums / squares.clamp_min(1e-12)[:, None]
+    drawn = torch.cat([code.decode(directions) for code in codes])
+    centre = drawn.mean(0)
+    gain = ((y - mean) * (drawn - centre)).sum() / (drawn - centre).square().sum().clamp_min(1e-12)
+
+    @torch.no_grad()
+    def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
+        code = coder.encode_sparse(x)
+        return mean + gain * (code.decode(directions) - centre), code.l0
 
     return reconstruct
 

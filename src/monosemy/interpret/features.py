@@ -239,8 +239,10 @@ def collect_features(
 
 
 def _lens(dictionary: Dictionary, lm: LM) -> tuple[np.ndarray, list[list[str]]]:
-    if not lm.is_causal or lm.tokenizer is None:
+    """Read the directions that features write; where their width is not the unembedding's: none."""
+    tokenizer = lm.tokenizer if lm.is_causal else None
+    if tokenizer is None or lm.unembedding().weight.shape[1] != dictionary.d_out:
         return np.zeros((dictionary.width, 0), np.float32), [[] for _ in range(dictionary.width)]
     values, ids = logit_lens(lm, dictionary.coder.W_dec)
-    names = {i: str(lm.tokenizer.decode([i])) for i in ids.unique().tolist()}
+    names = {i: str(tokenizer.decode([i])) for i in ids.unique().tolist()}
     return values.numpy(), [[names[i] for i in row] for row in ids.tolist()]

@@ -34,9 +34,11 @@ def compare(
         seed: of the sampling, the same for both.
 
     Raises:
-        UserError: no such feature, one that never fired, or a dictionary that does not fit.
+        UserError: no such feature, one that never fired, a transcoder, or a dictionary that does
+            not fit.
     """
     dictionary.check_feature(feature)
+    dictionary.check_steerable()
     attach(dictionary, lm)
     write = partial(
         lm.generate, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed

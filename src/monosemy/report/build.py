@@ -69,9 +69,10 @@ def report_run(
     features.save(folder / "features")
     chosen = choose_features(features)
     views = [features[i] for i in chosen]
-    steering = choose_steering(lm, dictionary, views, prompt) if lm.is_causal else []
+    can_steer = lm.is_causal and not dictionary.is_transcoder
+    steering = choose_steering(lm, dictionary, views, prompt) if can_steer else []
     data = ReportData(
-        title=f"{dictionary.width:,} features of {dictionary.hookpoint} in {lm.name}",
+        title=_title(dictionary, lm),
         run=_facts(dictionary, lm, corpus, evaluation) | (facts or {}),
         curves=_curves(history),
         columns=evaluation.columns,
@@ -145,13 +146,35 @@ def _curves(history: list[dict[str, float]]) -> dict[str, tuple[list[int], list[
     return {name: (tokens, [line[key] for line in history]) for name, key in names.items()}
 
 
+def _title(dictionary: Dictionary, lm: LM) -> str:
+    if not dictionary.is_transcoder:
+        return f"{dictionary.width:,} features of {dictionary.hookpoint} in {lm.name}"
+    return (
+        f"{dictionary.width:,} features that explain {dictionary.explains} "
+        f"from {dictionary.hookpoint} in {lm.name}"
+    )
+
+
+def _places(dictionary: Dictionary) -> dict[str, str]:
+    """Say where in the model a dictionary reads and, if elsewhere, writes."""
+    here = f"{dictionary.hookpoint}, width {dictionary.d_in}"
+    if not dictionary.is_transcoder:
+        return {"hook point": here}
+    skip = dictionary.coder.W_skip is not None
+    return {
+        "explains": f"{dictionary.explains}, width {dictionary.d_out}",
+        "from": here,
+        "by": "features and a linear path beside them" if skip else "features alone",
+    }
+
+
 def _facts(
     dictionary: Dictionary, lm: LM, corpus: Corpus, evaluation: Evaluation
 ) -> dict[str, str]:
     training: dict[str, Any] = dictionary.provenance.training
     facts = {
         "model": lm.name,
-        "hook point": f"{dictionary.hookpoint}, width {dictionary.d_in}",
+        **_places(dictionary),
         "text": corpus.name,
         "architecture": dictionary.coder.architecture.replace("_", " "),
         "features": f"{dictionary.width:,}",

@@ -1,15 +1,30 @@
-"""Training: from text and a model to a dictionary."""
+"""Training: from text and a model to dictionaries."""
 
 from monosemy.training.config import TrainConfig
-from monosemy.training.member import Member, StepFigures, auxiliary_loss
-from monosemy.training.run import Run, middle, train
+from monosemy.training.grid import expand
+from monosemy.training.member import Member, StepFigures
+from monosemy.training.run import (
+    Run,
+    describe_extension,
+    make_plans,
+    middle,
+    resume,
+    sweep,
+    train,
+)
+from monosemy.training.session import Stopped
 
 __all__ = [
     "Member",
     "Run",
     "StepFigures",
+    "Stopped",
     "TrainConfig",
-    "auxiliary_loss",
+    "describe_extension",
+    "expand",
+    "make_plans",
     "middle",
+    "resume",
+    "sweep",
     "train",
 ]

@@ -1,41 +1,28 @@
-"""Train a dictionary on a model's activations: text in, run folder out."""
+"""Train a dictionary, or a sweep of them, on a model's activations: text in, run folders out."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from monosemy.activations import LiveActivations, ShufflePool, Statistics
 from monosemy.artefact import new_run_folder, write_text
-from monosemy.coders import (
-    BatchTopK,
-    Dictionary,
-    Fingerprint,
-    Provenance,
-    SparseCoder,
-    make_coder,
-)
-from monosemy.corpus import Corpus, TokenPolicy, TokenStream, open_corpus
-from monosemy.device import fix_threads
+from monosemy.coders import Dictionary, Provenance
+from monosemy.corpus import Corpus, TokenPolicy, open_corpus
 from monosemy.errors import UserError
 from monosemy.lm import LM
-from monosemy.metrics import Activity
-from monosemy.progress import Task
+from monosemy.training.checkpoint import LATEST, PLATEAU, has_checkpoint
 from monosemy.training.config import TrainConfig
-from monosemy.training.member import Member, StepFigures
+from monosemy.training.grid import expand, names_of
+from monosemy.training.member import decay_begins
+from monosemy.training.plan import Plan, check_memory, make_plan
+from monosemy.training.session import Sample, Session, Trained, write_config
+from monosemy.training.tracking import Tracker, check_trackers, open_trackers
 
-STATISTICS_TOKENS = 32_768
-HELD_OUT_TOKENS = 65_536
-"""Held-out tokens on which each feature's strength, and L0, are measured."""
+CONFIG, SWEEP = "config.json", "sweep-config.json"
 
 
 @dataclass(slots=True)
@@ -62,6 +49,9 @@ def train(
     config: TrainConfig | None = None,
     out: str | Path | None = None,
     policy: TokenPolicy | None = None,
+    track: Sequence[str] = (),
+    checkpoint_tokens: int | None = None,
+    sample: Sample | None = None,
     **settings: Any,
 ) -> Run:
     """Train a dictionary.
@@ -73,86 +63,146 @@ def train(
         config: settings; instead, or over them, settings of `TrainConfig` by name.
         out: folder of the run, which must not exist; None keeps the run in memory.
         policy: which tokens count; default all but special ones.
+        track: beside JSON lines in the folder: `tensorboard`, `wandb`, `trackio`.
+        checkpoint_tokens: tokens between checkpoints in the folder; default: five minutes.
+        sample: makes a page of a half-trained dictionary, four times on the way, for the trackers.
         settings: fields of `TrainConfig`.
 
     Raises:
-        UserError: a setting, hook point, model or text that cannot work.
+        UserError: a setting, hook point, model or text that cannot work, or too little memory.
     """
-    config = _settings(config, settings)
+    check_trackers(track)
     lm = lm if isinstance(lm, LM) else LM(lm)
     corpus = open_corpus(data)
-    policy = policy or TokenPolicy()
-    point = lm.hookpoint(hookpoint or middle(lm))
-    width = config.width or 8 * point.width
-    coder = make_coder(
-        config.architecture, point.width, width, seed=config.seed, **config.coder_options()
-    ).to(lm.device)
-    context = _context(lm, config.context)
-    config = replace(config, context=context)
-    provenance = Provenance(
-        model=lm.name,
-        revision=lm.revision,
-        hookpoint=point.name,
-        context=context,
-        packed=config.packed,
-        policy=policy,
-        corpus=corpus.describe(),
-        training=config.to_dict(),
-    )
-    corpus.check("train", "held_out")
-    folder = new_run_folder(out) if out is not None else None
-    try:
-        if folder is not None:
-            write_text(folder / "config.json", json.dumps(provenance.to_dict(), indent=2) + "\n")
-        dictionary, history = _train(lm, corpus, coder, provenance, config)
-        if folder is not None:
-            dictionary.save_pretrained(folder / "dictionary")
-            lines = "".join(json.dumps(line) + "\n" for line in history)
-            write_text(folder / "train.jsonl", lines)
-    except BaseException:
-        if folder is not None:
-            shutil.rmtree(folder)  # made above, and without a dictionary of no use
-        raise
-    return Run(folder, lm, corpus, config, dictionary, history)
+    (plan,) = make_plans(lm, corpus, [hookpoint], [settings_of(config, settings)], policy, out)
+    return _train(lm, corpus, [plan], plan.folder, track, checkpoint_tokens, sample)[0]
 
 
-def _train(
-    lm: LM, corpus: Corpus, coder: SparseCoder, provenance: Provenance, config: TrainConfig
-) -> tuple[Dictionary, list[dict[str, float]]]:
-    fix_threads()
-    began, hookpoint = time.monotonic(), provenance.hookpoint
-    text = provenance.stream(lm, corpus, "train", seed=config.seed, epochs=None)
-    pool = ShufflePool(
-        LiveActivations(lm, text, [hookpoint]),
-        size=config.pool,
-        batch_size=config.batch,
-        seed=config.seed,
-    )
-    statistics, batches = _measure_statistics((values[hookpoint] for values in pool), config.batch)
-    member = Member(
-        coder,
-        lr=config.learning_rate(coder.width),
-        steps=config.steps,
-        dead_after=config.dead_after,
-    )
-    history = _take_steps(member, statistics, batches, config)
-    _finish(coder, statistics, batches)
-    figures = {"seconds": round(time.monotonic() - began, 1), "final": history[-1]}
-    activity = _activity(lm, coder, hookpoint, provenance.stream(lm, corpus, "held_out"))
-    figures["held_out"] = {
-        "tokens": activity.n_tokens,
-        "l0": activity.l0,
-        "dead_share": activity.dead_share,
-    }
-    dictionary = Dictionary(
-        coder,
-        replace(provenance, training=provenance.training | figures),
-        activity.max,
-        statistics.mean,
-        statistics.scale,
-        Fingerprint.record(lm, coder, provenance, corpus),
-    )
-    return dictionary, history
+def sweep(
+    lm: LM | str,
+    data: Any = "builtin:stdlib",
+    hookpoints: Sequence[str | None] = (None,),
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    config: TrainConfig | None = None,
+    out: str | Path | None = None,
+    policy: TokenPolicy | None = None,
+    track: Sequence[str] = (),
+    checkpoint_tokens: int | None = None,
+    **settings: Any,
+) -> list[Run]:
+    """Train many dictionaries on one pass of the model.
+
+    Args:
+        lm: the model, or its name.
+        data: a corpus, or anything `open_corpus` takes.
+        hookpoints: where activations are taken.
+        grid: settings that vary, each with its values, such as {"k": [16, 32], "seed": [0, 1]};
+            every combination is trained, at every hook point. k is for the architectures that
+            have it, target_l0 for the others.
+        config: settings that do not vary; instead, or over them, by name.
+        out: folder that gets a run folder for each dictionary; None keeps them in memory.
+        policy: which tokens count; default all but special ones.
+        track: as for `train`.
+        checkpoint_tokens: as for `train`.
+        settings: fields of `TrainConfig`.
+
+    Raises:
+        UserError: as `train`.
+    """
+    check_trackers(track)
+    lm = lm if isinstance(lm, LM) else LM(lm)
+    corpus = open_corpus(data)
+    configs = expand(settings_of(config, settings), grid or {})
+    plans = make_plans(lm, corpus, hookpoints, configs, policy, out, many=True)
+    folder = Path(out) if out is not None else None
+    return _train(lm, corpus, plans, folder, track, checkpoint_tokens)
+
+
+def resume(
+    folder: str | Path,
+    lm: LM | None = None,
+    data: Any = None,
+    *,
+    extend: int | None = None,
+    track: Sequence[str] = (),
+    checkpoint_tokens: int | None = None,
+    sample: Sample | None = None,
+) -> list[Run]:
+    """Go on with a run or sweep that was interrupted, or train a finished one on more tokens.
+
+    An interrupted run ends with the very dictionary it would have had. Extending goes back to
+    where the learning rate began to fall, trains on at its peak, and lets it fall over the last
+    fifth of the new total; warm-up, annealing and the path of target L0 stay where they were.
+
+    Args:
+        folder: of the run or sweep.
+        lm: the model; default the one named in the folder.
+        data: the text; default the one named in the folder.
+        extend: tokens to train on in all.
+        track: as for `train`.
+        checkpoint_tokens: as for `train`.
+        sample: as for `train`.
+
+    Raises:
+        UserError: there is nothing to go on from, or the text or model is not to be had.
+    """
+    check_trackers(track)
+    folder = Path(folder)
+    plans = _read_plans(folder)
+    first = plans[0].provenance
+    lm = lm or LM(first.model, revision=first.revision)
+    corpus = _corpus_again(first, data)
+    if extend is not None:
+        plans = [_extended(plan, extend) for plan in plans]
+        if not has_checkpoint(folder, PLATEAU):
+            raise UserError(
+                f"`{folder}` cannot be extended: it has no checkpoint from before its learning "
+                "rate fell",
+                "it was not trained that far yet, or the checkpoint was removed",
+            )
+    elif not has_checkpoint(folder, LATEST):
+        done = (plans[0].folder or folder) / "dictionary"
+        raise UserError(
+            f"`{folder}` has no checkpoint to go on from",
+            f"it is finished: add tokens with --extend, more than {plans[0].config.tokens:,}"
+            if done.is_dir()
+            else "it was stopped before its first checkpoint: train it again",
+        )
+    return _train(lm, corpus, plans, folder, track, checkpoint_tokens, sample, extend is not None)
+
+
+def make_plans(
+    lm: LM,
+    corpus: Corpus,
+    hookpoints: Sequence[str | None],
+    configs: Sequence[TrainConfig],
+    policy: TokenPolicy | None,
+    out: str | Path | None,
+    many: bool = False,
+) -> list[Plan]:
+    """Resolve everything that is to be trained, and check that it can be.
+
+    Raises:
+        UserError: something cannot work, or will not fit memory.
+    """
+    points = [lm.hookpoint(point or middle(lm)).name for point in hookpoints]
+    pairs = [(point, config) for point in points for config in configs]
+    names = names_of(pairs) if many else [""]
+    plans = [
+        make_plan(
+            lm,
+            corpus,
+            point,
+            config,
+            policy or TokenPolicy(),
+            name=name,
+            folder=Path(out) / name if out is not None else None,
+        )
+        for (point, config), name in zip(pairs, names, strict=True)
+    ]
+    check_memory(plans, lm)
+    return plans
 
 
 def middle(lm: LM) -> str:
@@ -160,76 +210,140 @@ def middle(lm: LM) -> str:
     return f"layers.{lm.n_layers // 2}"
 
 
-def _settings(config: TrainConfig | None, settings: dict[str, Any]) -> TrainConfig:
-    known = TrainConfig().to_dict()
-    for name in settings:
-        if name not in known:
-            raise UserError(f"no setting `{name}`", f"allowed: {', '.join(known)}")
+def settings_of(config: TrainConfig | None, settings: Mapping[str, Any]) -> TrainConfig:
+    """Return a configuration with some settings replaced.
+
+    Raises:
+        UserError: an unknown setting, or values that cannot work.
+    """
     base = config.to_dict() if config else {}
-    return TrainConfig(**{**base, **settings})
+    return TrainConfig.from_dict({**base, **settings})
 
 
-def _context(lm: LM, context: int | None) -> int:
-    if context is None:
-        return min(128, lm.context_limit or 128)
-    if lm.context_limit is not None and context > lm.context_limit:
-        raise UserError(
-            f"context is {context}, but {lm.name} reads at most {lm.context_limit} tokens",
-            f"choose a context up to {lm.context_limit}",
+def _train(
+    lm: LM,
+    corpus: Corpus,
+    plans: Sequence[Plan],
+    folder: Path | None,
+    track: Sequence[str],
+    checkpoint_tokens: int | None,
+    sample: Sample | None = None,
+    extend: bool = False,
+) -> list[Run]:
+    corpus.check("train", "held_out")
+    going_on = folder is not None and (has_checkpoint(folder) or extend)
+    if folder is not None and not going_on:
+        new_run_folder(folder)
+    trackers: list[list[Tracker]] = []
+    try:
+        if folder is not None:
+            _write_configs(folder, plans)
+            if extend:
+                _drop_measurements(plans)
+            for plan in plans:
+                assert plan.folder is not None
+                config = plan.provenance.to_dict()
+                name = plan.folder.resolve().name
+                trackers.append(open_trackers(track, plan.folder, config, name))
+        session = Session(
+            lm,
+            corpus,
+            plans,
+            folder=folder,
+            trackers=trackers,
+            checkpoint_tokens=checkpoint_tokens,
+            extend=extend,
+            sample=sample,
         )
-    return context
+        trained = session.run()
+    except BaseException:
+        if folder is not None and not going_on and not has_checkpoint(folder):
+            shutil.rmtree(folder)  # made above, and nothing in it to go on from
+        raise
+    finally:
+        for tracker in (t for some in trackers for t in some):
+            tracker.close()
+    return [_run(one, lm, corpus) for one in trained]
 
 
-def _measure_statistics(
-    batches: Iterator[Tensor], batch: int
-) -> tuple[Statistics, Iterator[Tensor]]:
-    """Measure centre and scale on the first batches, which stay in the stream."""
-    sample = list(islice(batches, max(STATISTICS_TOKENS // batch, 1)))
-    return Statistics.of(sample), chain(sample, batches)
+def _run(trained: Trained, lm: LM, corpus: Corpus) -> Run:
+    plan = trained.plan
+    return Run(plan.folder, lm, corpus, plan.config, trained.dictionary, trained.history)
 
 
-def _take_steps(
-    member: Member, statistics: Statistics, batches: Iterable[Tensor], config: TrainConfig
-) -> list[dict[str, float]]:
-    history: list[dict[str, float]] = []
-    every = max(config.steps // 200, 1)
-    with Task("train", config.steps * config.batch) as task:
-        for step, x in enumerate(islice(batches, config.steps), start=1):
-            figures = member.step(statistics.apply(x))
-            _check_loss(figures, step)
-            note = (
-                f"loss {figures.loss:.3f}  FVU {figures.fvu:.3f}  L0 {figures.l0:.0f}  "
-                f"dead {figures.dead_share:.1%}"
-            )
-            task.advance(len(x), note)
-            if step % every == 0 or step == config.steps:
-                history.append({"tokens": step * config.batch, **asdict(figures)})
-    return history
+def _write_configs(folder: Path, plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        write_config(plan)
+    if plans[0].folder != folder:
+        names = {"runs": [plan.name for plan in plans]}
+        write_text(folder / SWEEP, json.dumps(names, indent=2) + "\n")
 
 
-def _check_loss(figures: StepFigures, step: int) -> None:
-    if figures.loss != figures.loss:
-        raise UserError(f"the loss became NaN at step {step}", "lower the learning rate with --lr")
+def _drop_measurements(plans: Sequence[Plan]) -> None:
+    """Remove what was measured on dictionaries that are about to be replaced."""
+    for folder in (plan.folder for plan in plans if plan.folder is not None):
+        shutil.rmtree(folder / "features", ignore_errors=True)
+        for name in ("metrics.json", "report.html"):
+            (folder / name).unlink(missing_ok=True)
 
 
-@torch.no_grad()
-def _finish(coder: SparseCoder, statistics: Statistics, batches: Iterable[Tensor]) -> None:
-    """Set the inference threshold where there is one, then fold centre and scale in."""
-    if isinstance(coder, BatchTopK):
-        coder.set_threshold(statistics.apply(x) for x in islice(batches, 8))
-    coder.eval().requires_grad_(False)
-    coder.fold(statistics.mean, statistics.scale)
+def _read_plans(folder: Path) -> list[Plan]:
+    names = [""]
+    if (folder / SWEEP).is_file():
+        names = json.loads((folder / SWEEP).read_text("utf-8"))["runs"]
+    return [_read_plan(folder / name, name) for name in names]
 
 
-@torch.no_grad()
-def _activity(lm: LM, coder: SparseCoder, hookpoint: str, stream: TokenStream) -> Activity:
-    """Return how often, and how strongly, each feature fires on held-out text."""
-    activity = Activity(coder.width)
-    with Task("held out", HELD_OUT_TOKENS) as task:
-        for values in LiveActivations(lm, stream, [hookpoint]):
-            code = coder.encode_sparse(values[hookpoint])
-            activity.update(code.values, code.indices, len(values[hookpoint]))
-            task.advance(len(values[hookpoint]))
-            if activity.n_tokens >= HELD_OUT_TOKENS:
-                break
-    return activity
+def _read_plan(folder: Path, name: str) -> Plan:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"`{folder}` is not a run's folder: it has no {CONFIG}", "check the path")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        sizes = values.pop("sizes")
+        provenance = Provenance.from_dict(values)
+        config = TrainConfig.from_dict(provenance.training)
+        return Plan(name, folder, config, provenance, sizes["d_in"], sizes["d_out"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"`{path}` cannot be read: {error}",
+            "it was edited or made by a different version; train again",
+        ) from error
+
+
+def _corpus_again(provenance: Provenance, data: Any) -> Corpus:
+    if data is not None:
+        return open_corpus(data)
+    if not provenance.corpus or provenance.corpus["source"].startswith("python:"):
+        raise UserError(
+            "this run was trained on text held in memory, which is gone", "give it with `data`"
+        )
+    return open_corpus(**provenance.corpus)
+
+
+def _extended(plan: Plan, tokens: int) -> Plan:
+    if tokens <= plan.config.tokens:
+        raise UserError(
+            f"extend is {tokens:,} tokens, but this run has {plan.config.tokens:,} already",
+            "give the new total, a larger number",
+        )
+    config = replace(plan.config, tokens=tokens)
+    provenance = replace(plan.provenance, training=config.to_dict())
+    return replace(plan, config=config, provenance=provenance)
+
+
+def describe_extension(folder: str | Path, tokens: int) -> str:
+    """Say what extending a run does to its schedule.
+
+    Raises:
+        UserError: the folder is no run's, or already has so many tokens.
+    """
+    old = _read_plans(Path(folder))[0]
+    new = _extended(old, tokens)
+    start = decay_begins(old.config.steps) * old.config.batch
+    fall = decay_begins(new.config.steps) * new.config.batch
+    return (
+        f"goes back to token {start:,}, where the learning rate was still at its peak; keeps it "
+        f"there up to {fall:,} and lets it fall to zero at {tokens:,}. The old fall, and what was "
+        "learned in it, is done anew."
+    )

@@ -1,0 +1,209 @@
+"""Which places fire: one encoder product in bf16, then exact choices among few candidates.
+
+The product is the one dense thing in a training step. It runs in bf16 where the hardware has it, a
+piece of tokens at a time into one kept buffer: fresh memory would cost more than the arithmetic.
+Candidates are found in it with some to spare and computed again in fp32; who fires is decided
+there, so that bf16 never meets a threshold.
+
+Looking for the largest of [tokens, width] scores goes by groups of columns. The k-th largest of
+the groups' maxima bounds the k-th largest score from below, so few groups need a second look. Only
+positive scores matter, and the bits of positive floats, read as integers, are in the same order:
+integers compare several times faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from monosemy.coders.support import DenseSupport, SparseSupport, Support, dot
+from monosemy.device import has_fast_bf16
+
+SLACK = 0.02
+"""How far rounding x and W to bf16 may move a score, where they are scaled as in training."""
+_ROUNDING = 3 * 2**-8
+"""Beside that, in shares of a score: it is rounded, the score it is compared to, and the bound."""
+
+_BUFFER = 2**24
+"""Scores held at once."""
+_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+
+Choice = tuple[Support, Tensor | None]
+"""A support, and the encoder's output there in fp32 if it was computed on the way."""
+
+Places = tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+"""Tokens and features, token by token."""
+
+
+class Scorer:
+    """Computes encoder products and chooses places; coders trained together share one.
+
+    Scores are x W^T + b; only positive ones are ever chosen. Each method returns a support, and
+    the scores there in fp32 where they were computed on the way.
+    """
+
+    def __init__(self, device: torch.device, *, dtype: torch.dtype | None = None) -> None:
+        fast = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+        self.dtype = dtype or fast
+        self._buffer = torch.empty(0, dtype=self.dtype, device=device)
+
+    @torch.no_grad()
+    def topk(
+        self, x: Float[Tensor, "tokens d"], W: Tensor, b: Float[Tensor, " width"], k: int
+    ) -> tuple[SparseSupport, Tensor]:
+        """Choose the k largest scores of each token."""
+        found = [
+            _places_above(scores, _loosened(_kth_of_rows(scores, k)))
+            for scores in self._pieces(x, W, b)
+        ]
+        support, values = self._recompute(found, x, W, b)
+        # Few more than k of each row are left: lay them out as a table and cut it.
+        counts = support.offsets.diff()
+        column = torch.arange(len(values), device=x.device) - support.at_tokens(
+            support.offsets[:-1]
+        )
+        longest = int(counts.max()) if len(counts) else 0
+        if longest <= k:
+            return support, values
+        table = values.new_full((len(x), longest), -torch.inf)
+        table[support.tokens, column] = values
+        kth = table.topk(k, dim=1, sorted=False)
+        keep = torch.zeros_like(table, dtype=torch.bool).scatter_(1, kth.indices, True)
+        keep_places = keep[support.tokens, column]
+        return support.subset(keep_places), values[keep_places]
+
+    @torch.no_grad()
+    def batch_topk(
+        self, x: Float[Tensor, "tokens d"], W: Tensor, b: Float[Tensor, " width"], count: int
+    ) -> tuple[SparseSupport, Tensor]:
+        """Choose the `count` largest scores of the whole batch, the first of equal ones."""
+        level: Tensor | None = None
+        while True:
+            found = []
+            for scores in self._pieces(x, W, b):
+                if level is None:
+                    level = _level_of_all(scores, count * len(scores) // max(len(x), 1))
+                found.append(_places_above(scores, _loosened(level)))
+            support, values = self._recompute(found, x, W, b)
+            if len(values) < count:
+                last = values.new_zeros(())
+            else:
+                last = values.kthvalue(len(values) - count + 1).values
+            # Nothing was missed, unless the level of the first piece was too high for the others.
+            if level is None or level <= 0 or last + SLACK >= level:
+                break
+            level = (0.9 * level - SLACK).clamp_min(0)
+        if len(values) <= count:
+            return support, values
+        keep = values >= last
+        surplus = int(keep.sum()) - count
+        if surplus:
+            keep[(values == last).nonzero().squeeze(1)[-surplus:]] = False
+        return support.subset(keep), values[keep]
+
+    @torch.no_grad()
+    def positive(
+        self, x: Float[Tensor, "tokens d"], W: Tensor, b: Float[Tensor, " width"]
+    ) -> Support:
+        """Choose every positive score, and those that bf16 may have put below zero.
+
+        Where so many are that dense products are faster, every place is chosen.
+        """
+        limit = 0.02 if self.dtype == torch.bfloat16 else 0.15
+        found = []
+        for scores in self._pieces(x, W, b + _ROUNDING * b.abs()):
+            places = _places_above(scores, scores.new_zeros(()))
+            if len(places[1]) > limit * scores.numel():
+                return DenseSupport(len(x), len(W), self.dtype)
+            found.append(places)
+        return self._join(found, len(x), len(W))
+
+    def _pieces(self, x: Tensor, W: Tensor, b: Tensor) -> Iterator[Tensor]:
+        """Yield scores [piece, width], too high by `SLACK`, so that no positive one is below 0.
+
+        Each is overwritten by the next.
+        """
+        width = len(W)
+        self._piece = max(min(_BUFFER // width, len(x)), 1)
+        if self._buffer.numel() < self._piece * width:
+            self._buffer = self._buffer.new_empty(self._piece * width)
+        W, b, x = (t.detach().to(self.dtype) for t in (W, b + SLACK, x))
+        for part in x.split(self._piece):
+            out = self._buffer[: len(part) * width].view(len(part), width)
+            yield torch.addmm(b, part, W.T, out=out)
+
+    def _recompute(
+        self, found: list[Places], x: Tensor, W: Tensor, b: Tensor
+    ) -> tuple[SparseSupport, Tensor]:
+        """Return the candidates that are positive in fp32, with their scores."""
+        support = self._join(found, len(x), len(W))
+        values = dot(x, W, support) + support.at(b)
+        keep = values > 0
+        return (support, values) if keep.all() else (support.subset(keep), values[keep])
+
+    def _join(self, found: list[Places], n_tokens: int, width: int) -> SparseSupport:
+        """Return the support of places found piece by piece."""
+        nothing = torch.zeros(0, dtype=torch.int64, device=self._buffer.device)
+        tokens = [token + number * self._piece for number, (token, _) in enumerate(found)]
+        features = [feature for _, feature in found]
+        return SparseSupport.from_places(
+            torch.cat(tokens or [nothing]), torch.cat(features or [nothing]), n_tokens, width
+        )
+
+
+def kth_largest(values: Float[Tensor, " n"], k: int) -> Float[Tensor, ""]:
+    """Return the k-th largest of all, the smallest if there are fewer, 0 of nothing."""
+    if not len(values):
+        return values.new_zeros(())
+    return values.kthvalue(min(max(len(values) - k + 1, 1), len(values))).values
+
+
+def _grouped(scores: Float[Tensor, "tokens width"]) -> Int[Tensor, "tokens size groups"]:
+    """Return the bits of scores with columns in groups: every (width / size)-th one is a group.
+
+    Maxima over the middle dimension of a view are far faster than over the last.
+    """
+    tokens, width = scores.shape
+    size = next((n for n in (32, 16, 8, 4, 2) if width % n == 0 and width // n >= 64), 1)
+    return scores.view(_BITS[scores.dtype]).view(tokens, size, width // size)
+
+
+def _places_above(scores: Float[Tensor, "tokens width"], bound: Float[Tensor, "*one"]) -> Places:
+    """Return the places of scores above a bound of at least 0, or each token's own bound."""
+    tokens, width = scores.shape
+    grouped, bits = _grouped(scores), bound.to(scores.dtype).view(_BITS[scores.dtype])
+    size, n_groups = grouped.shape[1:]
+    bits = bits.expand(tokens)
+    token, group = (grouped.amax(1) > bits[:, None]).nonzero(as_tuple=True)
+    if len(token) > 0.5 * tokens * n_groups:
+        token, feature = (grouped.view(tokens, width) > bits[:, None]).nonzero(as_tuple=True)
+        return token, feature
+    inside = grouped.transpose(1, 2)[token, group] > bits[token, None]
+    place = inside.view(-1).nonzero().squeeze(1)
+    which = place // size
+    return token[which], place % size * n_groups + group[which]
+
+
+def _kth_of_rows(scores: Float[Tensor, "tokens width"], k: int) -> Float[Tensor, " tokens"]:
+    """Return a number that at least k scores of each row reach, or 0."""
+    maxima = _grouped(scores).amax(1)
+    if maxima.shape[1] < k:
+        return torch.zeros(len(scores), device=scores.device)
+    bits = maxima.topk(k, dim=1, sorted=False).values.amin(1)
+    return bits.view(scores.dtype).float()
+
+
+def _level_of_all(scores: Float[Tensor, "tokens width"], count: int) -> Float[Tensor, ""]:
+    """Return a number that somewhat more than `count` of these scores reach, at least 0."""
+    maxima = _grouped(scores).amax(1).flatten().view(scores.dtype).float()
+    if len(maxima) < 1.1 * count:
+        return maxima.new_zeros(())
+    return kth_largest(maxima, int(1.1 * count)).clamp_min(0)
+
+
+def _loosened(level: Float[Tensor, "*one"]) -> Float[Tensor, "*one"]:
+    """Return a bound, at least 0, that whatever truly reaches a level of scores exceeds."""
+    return ((1 - _ROUNDING) * level - SLACK).clamp_min(0)
