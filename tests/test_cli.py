@@ -242,3 +242,74 @@ def test_nan_weights_are_named(
     )
     assert "activations at `layers.1` are NaN" in said
     assert ".py" in said
+
+
+def where(checkpoint: Path, folder_of_text: Path) -> list[str]:
+    return ["--model", str(checkpoint), "--data", str(folder_of_text), "--hookpoint", "layers.1"]
+
+
+def test_dry_run_says_every_default_and_does_nothing(
+    checkpoint: Path, folder_of_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    main(["train", *where(checkpoint, folder_of_text), *SMALL, "--out", str(out), "--dry-run"])
+    said = capsys.readouterr().out
+    assert "8,192 in 16 steps of 512" in said
+    assert "4e-3 / sqrt(64 / 2048)" in said
+    assert not out.exists()
+
+
+def test_sweep_leaves_a_folder_each_and_a_page(
+    checkpoint: Path, folder_of_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ["--settings.tokens", "8192", "--settings.batch", "512", "--settings.pool", "2048"]
+    shared += ["--settings.context", "32", "--settings.width", "64"]
+    grid = ["--architecture", "topk", "relu", "--k", "4", "8", "--target-l0", "6"]
+    command = ["sweep", *grid, *where(checkpoint, folder_of_text), *shared]
+    main([*command, "--out", str(tmp_path / "s"), "--dry-run"])
+    assert "topk-l0-8" in capsys.readouterr().out
+    main([*command, "--out", str(tmp_path / "s")])
+    said = capsys.readouterr().out
+    assert "3 dictionaries" in said
+    assert "<svg" in (tmp_path / "s" / "sweep.html").read_text()
+    for name in ("topk-l0-4", "topk-l0-8", "relu-l0-6"):
+        assert (tmp_path / "s" / name / "train.jsonl").exists()
+    main(["doctor", str(tmp_path / "s" / "relu-l0-6")])
+
+
+def test_resume_extends_a_run(
+    checkpoint: Path, folder_of_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = ["--samples", "--track", "tensorboard", "--checkpoint-tokens", "2048"]
+    main(["train", *where(checkpoint, folder_of_text), *SMALL, *options, "--out", str(out)])
+    assert len(list((out / "samples").glob("*.html"))) == 4
+    assert list((out / "tensorboard").iterdir())
+    main(["resume", str(out), "--extend", "16384"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "goes back to token 6,656" in said
+    assert json.loads((out / "train.jsonl").read_text().splitlines()[-1])["tokens"] == 16_384
+    assert "has 16,384 already" in mistake(capsys, "resume", out, "--extend", "9000")
+    assert "no checkpoint to go on from" in mistake(capsys, "resume", out)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["train", "--k", "4", "--target-l0", "8"], "drop target_l0"),
+        (["train", "--track", "wandbb"], "wandb"),
+        (["sweep", "--k", "4", "4"], "twice"),
+        (["resume", "nowhere"], "not a run's folder"),
+        (["train", "--width", "99999999999"], "of memory"),
+    ],
+)
+def test_new_mistakes_are_clean(
+    command: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in mistake(capsys, *command)
+    assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from monosemy.intervene import compare
     from monosemy.lm import LM
     from monosemy.report import features
-    from monosemy.training import TrainConfig, train
+    from monosemy.training import TrainConfig, resume, sweep, train
 
 __version__ = "0.1.0.dev0"
 
@@ -37,6 +37,8 @@ _HOMES = {
     "evaluate": "evaluate",
     "features": "report",
     "open_corpus": "corpus",
+    "resume": "training",
+    "sweep": "training",
     "train": "training",
 }
 
@@ -52,6 +54,8 @@ __all__ = [
     "evaluate",
     "features",
     "open_corpus",
+    "resume",
+    "sweep",
     "train",
 ]
 

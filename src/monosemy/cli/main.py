@@ -13,6 +13,8 @@ from monosemy.errors import UserError, nearest
 COMMANDS = {
     "demo": "train, measure, look at and steer the embedded model, and write a report",
     "train": "train a dictionary on a model's activations",
+    "sweep": "train many dictionaries on one pass of the model, and compare them",
+    "resume": "go on with an interrupted run or sweep, or add tokens to a finished one",
     "evaluate": "measure a dictionary on held-out text, beside baselines",
     "features": "see what a dictionary's features fire on",
     "steer": "continue a prompt with a feature turned up or down",

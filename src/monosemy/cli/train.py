@@ -9,10 +9,11 @@ from typing import Annotated
 import tyro
 
 from monosemy.cli.console import console
-from monosemy.corpus import open_corpus
+from monosemy.cli.text import Text
 from monosemy.device import describe
 from monosemy.lm import LM
-from monosemy.training import TrainConfig, train
+from monosemy.report.sample import feature_sampler
+from monosemy.training import Run, TrainConfig, make_plans, train
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,7 @@ class Command:
 
     model: str = "builtin:stdlib"
     """`builtin:stdlib`, a folder, or a Hugging Face id."""
-    data: str = "builtin:stdlib"
-    """`builtin:stdlib`, a file or folder of .txt .md .py .jsonl .parquet .csv, or a data set."""
-    column: str | None = None
-    """Column that holds the text; found if not named."""
-    config: str | None = None
-    """Configuration of a Hugging Face data set."""
-    split: str = "train"
-    """Split of a Hugging Face data set."""
-    held_out: float = 0.1
-    """Share of documents kept away from training."""
+    text: Annotated[Text, tyro.conf.arg(name="")] = field(default_factory=Text)
     hookpoint: str | None = None
     """Where activations are taken; default the middle of the residual stream."""
     settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -38,29 +30,58 @@ class Command:
     """Folder of the run; default the next free one of runs/1, runs/2, ..."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; default the best there is."""
+    track: tuple[str, ...] = ()
+    """Where figures go beside the run's JSON lines: `tensorboard`, `wandb`, `trackio`."""
+    samples: bool = False
+    """Make pages of features four times on the way, into the run's samples/ and the trackers."""
+    checkpoint_tokens: int | None = None
+    """Tokens between checkpoints; default: five minutes."""
+    dry_run: bool = False
+    """Say what would be done, every default resolved, and do nothing."""
 
     def run(self) -> None:
         """Train and say how to go on."""
         lm = LM(self.model, device=self.device)
-        corpus = open_corpus(
-            self.data,
-            column=self.column,
-            config=self.config,
-            split=self.split,
-            held_out=self.held_out,
-        )
+        corpus = self.text.open()
+        out = self.out or next_free()
         console.print(f"{lm} on {describe(lm.device)}", style="dim")
-        run = train(lm, corpus, self.hookpoint, config=self.settings, out=self.out or _next_free())
-        final = run.history[-1]
-        console.print(
-            f"{run.dictionary}\n"
-            f"FVU {final['fvu']:.3f}, dead {final['dead_share']:.1%} on the last training batch; "
-            f"L0 {run.dictionary.l0:.1f} on held-out text\n"
-            f"saved in {run.folder}; next: monosemy evaluate {run.folder}"
+        if self.dry_run:
+            (plan,) = make_plans(lm, corpus, [self.hookpoint], [self.settings], None, out)
+            print_settings({"run folder": str(out), **plan.describe()})
+            return
+        run = train(
+            lm,
+            corpus,
+            self.hookpoint,
+            config=self.settings,
+            out=out,
+            track=self.track,
+            checkpoint_tokens=self.checkpoint_tokens,
+            sample=feature_sampler(lm, corpus) if self.samples else None,
         )
+        print_trained(run)
 
 
-def _next_free() -> Path:
+def print_settings(settings: dict[str, str]) -> None:
+    """Print resolved settings, one a line."""
+    length = max(len(name) for name in settings)
+    for name, value in settings.items():
+        console.print(f"{name:<{length}}  {value}", markup=False, highlight=False)
+
+
+def print_trained(run: Run) -> None:
+    """Print what a run gave and what to do next."""
+    final = run.history[-1]
+    console.print(
+        f"{run.dictionary}\n"
+        f"FVU {final['fvu']:.3f}, dead {final['dead_share']:.1%} on the last training batch; "
+        f"L0 {run.dictionary.l0:.1f} on held-out text\n"
+        f"saved in {run.folder}; next: monosemy evaluate {run.folder}"
+    )
+
+
+def next_free() -> Path:
+    """Return the first of runs/1, runs/2, ... that is not there."""
     number = 1
     while Path("runs", str(number)).exists():
         number += 1

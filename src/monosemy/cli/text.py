@@ -1,0 +1,37 @@
+"""Options that say which text to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monosemy.corpus import Corpus, open_corpus
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text, and how it is read."""
+
+    data: str = "builtin:stdlib"
+    """`builtin:stdlib`, a file or folder of .txt .md .py .jsonl .parquet .csv, or a data set."""
+    column: str | None = None
+    """Column that holds the text; found if not named."""
+    config: str | None = None
+    """Configuration of a Hugging Face data set."""
+    split: str = "train"
+    """Split of a Hugging Face data set."""
+    held_out: float = 0.1
+    """Share of documents kept away from training."""
+
+    def open(self) -> Corpus:
+        """Open the corpus.
+
+        Raises:
+            UserError: there is nothing there, or it cannot be read.
+        """
+        return open_corpus(
+            self.data,
+            column=self.column,
+            config=self.config,
+            split=self.split,
+            held_out=self.held_out,
+        )
