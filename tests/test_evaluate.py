@@ -14,8 +14,8 @@ from torch import Tensor
 from monosemy.coders import Code, SparseCoder
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
-from monosemy.evaluate import Evaluation, baselines, evaluate
-from monosemy.evaluate.evaluate import verdict
+from monosemy.evaluation import Evaluation, baselines, evaluate
+from monosemy.evaluation.evaluate import verdict
 from monosemy.lm import LM
 from monosemy.training import Run, train
 
@@ -136,3 +136,17 @@ def test_other_text_can_be_used(run: Run, corpus: Corpus) -> None:
     other = open_corpus([f"some prose number {i}, " * 9 for i in range(40)], held_out=0.5)
     found = evaluate(run, data=other, tokens=500, loss_tokens=200, draws=20)
     assert found.context["corpus"]["source"] == "python:list"
+
+
+def test_public_names_stay_functions_whatever_is_imported() -> None:
+    """A submodule of the same name would take a function's place once it is imported."""
+    import importlib
+
+    import monosemy
+
+    for name in monosemy.__all__:
+        getattr(monosemy, name)
+    for module in ("evaluation", "training", "report", "interpret", "intervene", "coders"):
+        importlib.import_module(f"monosemy.{module}")
+    for name in monosemy.__all__:
+        assert callable(getattr(monosemy, name)), name

@@ -20,7 +20,7 @@ from monosemy.artefact import MANIFEST
 from monosemy.coders import Dictionary, attach, diagnose
 from monosemy.corpus import Corpus, TokenBatch, open_corpus
 from monosemy.errors import UserError
-from monosemy.evaluate import Evaluation, baselines, evaluate
+from monosemy.evaluation import Evaluation, baselines, evaluate
 from monosemy.interpret import collect_features, logit_lens
 from monosemy.intervene import compare
 from monosemy.lm import LM

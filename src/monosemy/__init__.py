@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from monosemy.coders import Dictionary, attach, diagnose
     from monosemy.corpus import TokenPolicy, open_corpus
     from monosemy.errors import UserError
-    from monosemy.evaluate import evaluate
+    from monosemy.evaluation import evaluate
     from monosemy.intervene import compare
     from monosemy.lm import LM
     from monosemy.report import features
@@ -34,7 +34,7 @@ _HOMES = {
     "attach": "coders",
     "compare": "intervene",
     "diagnose": "coders",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "features": "report",
     "open_corpus": "corpus",
     "resume": "training",

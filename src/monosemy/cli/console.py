@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, open_corpus
-from monosemy.evaluate import open_dictionary_corpus
+from monosemy.evaluation import open_dictionary_corpus
 from monosemy.lm import LM
 
 logging.disable_progress_bar()  # loading weights takes a moment; bars are for long work

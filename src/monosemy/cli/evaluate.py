@@ -11,7 +11,7 @@ import tyro
 
 from monosemy.artefact import write_text
 from monosemy.cli.console import console, open_dictionary, open_text
-from monosemy.evaluate import evaluate
+from monosemy.evaluation import evaluate
 from monosemy.report.terminal import metrics_table
 
 

@@ -13,7 +13,7 @@ from monosemy.cli.text import Text
 from monosemy.cli.train import next_free, print_settings
 from monosemy.device import describe
 from monosemy.lm import LM
-from monosemy.report.sweep import sweep_report, sweep_table
+from monosemy.report.sweep import seeds_table, sweep_report, sweep_table
 from monosemy.training import TrainConfig, expand, make_plans, sweep
 
 
@@ -90,4 +90,11 @@ class Command:
         )
         report = sweep_report(out, runs, lm, corpus)
         console.print(sweep_table(report.rows))
+        seeds = seeds_table(report.rows)
+        if seeds is not None:
+            console.print(seeds)
+        for fit in report.scaling:
+            console.print(fit.sentence())
+        if report.refusal:
+            console.print(report.refusal)
         console.print(f"{len(runs)} dictionaries, one folder each, in {out}; page: {report.path}")

@@ -34,7 +34,7 @@ _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64:
 Choice = tuple[Support, Tensor | None]
 """A support, and the encoder's output there in fp32 if it was computed on the way."""
 
-Places = tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
+Places = tuple[Int[Tensor, " _"], Int[Tensor, " _"]]
 """Tokens and features, token by token."""
 
 
@@ -88,10 +88,7 @@ class Scorer:
                     level = _level_of_all(scores, count * len(scores) // max(len(x), 1))
                 found.append(_places_above(scores, _loosened(level)))
             support, values = self._recompute(found, x, W, b)
-            if len(values) < count:
-                last = values.new_zeros(())
-            else:
-                last = values.kthvalue(len(values) - count + 1).values
+            last = kth_largest(values, count) if len(values) >= count else values.new_zeros(())
             # Nothing was missed, unless the level of the first piece was too high for the others.
             if level is None or level <= 0 or last + SLACK >= level:
                 break

@@ -14,7 +14,7 @@ from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
-from monosemy.evaluate import Evaluation, evaluate, open_dictionary_corpus
+from monosemy.evaluation import Evaluation, evaluate, open_dictionary_corpus
 from monosemy.interpret import Features, FeatureView, choose_features, collect_features
 from monosemy.intervene import SteeringPair
 from monosemy.lm import LM

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from monosemy.evaluate import open_dictionary_corpus
+from monosemy.evaluation import open_dictionary_corpus
 from monosemy.interpret import Features, FeatureView, choose_features, collect_features
 from monosemy.lm import LM
 from monosemy.report.card import card_html

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from monosemy.evaluate import Evaluation
+from monosemy.evaluation import Evaluation
 from monosemy.interpret.view import Exemplar, FeatureView
 from monosemy.intervene.pair import SteeringPair
 from monosemy.report.numbers import MISSING, count, figure, metric_cells, percent

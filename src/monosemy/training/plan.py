@@ -68,7 +68,7 @@ class Plan:
             asked = f"target L0 {c.l0:g}, by a quadratic penalty"
         elif c.penalty is not None:
             asked = f"penalty {c.penalty:g}, held"
-        lr = c.learning_rate(self.width)
+        lr, ruled = c.learning_rate(self.width), TrainConfig().learning_rate(self.width)
         return {
             "explains": self.provenance.target or self.provenance.hookpoint,
             "from": self.provenance.hookpoint,
@@ -79,7 +79,7 @@ class Plan:
             "text": f"rows of {c.context} tokens, {'packed' if c.packed else 'one a document'}",
             "pool": f"{c.pool:,} tokens",
             "learning rate": f"{lr:.3g}"
-            + ("" if c.lr is not None else f" = 4e-3 / sqrt({self.width} / 2048)"),
+            + (f" = 4e-3 / sqrt({self.width} / 2048)" if lr == ruled else ""),
             "schedule": f"rise over {max(int(steps * WARM_UP), 1):,} steps, fall over the last "
             f"{max(int(steps * DECAY), 1):,}"
             + (
@@ -118,8 +118,12 @@ def make_plan(
         raise UserError(
             f"objective is `{config.objective}`, but {lm.name} predicts no next token", "use `mse`"
         )
+    width = config.width or 8 * point.width
     config = replace(
-        config, width=config.width or 8 * point.width, context=_context(lm, config.context)
+        config,
+        width=width,
+        context=_context(lm, config.context),
+        lr=config.learning_rate(width),
     )
     provenance = Provenance(
         model=lm.name,

@@ -37,13 +37,13 @@ class Evaluation:
         return asdict(self)
 
     def __repr__(self) -> str:
-        lines = [f"{'':28}" + "".join(f"{name:>26}" for name in self.columns)]
+        lines = [f"{'':28}" + "".join(f"{name:>28}" for name in self.columns)]
         for row in self.rows:
             cells = [
                 "" if v is None else f"{v.value:.3f} [{v.low:.3f}, {v.high:.3f}]"
                 for v in row.values
             ]
-            lines.append(f"{row.name:28}" + "".join(f"{cell:>26}" for cell in cells))
+            lines.append(f"{row.name:28}" + "".join(f"{cell:>28}" for cell in cells))
         return "\n".join([*lines, self.verdict])
 
     def _repr_html_(self) -> str:

@@ -13,9 +13,9 @@ from monosemy.activations import LiveActivations, counted_activations
 from monosemy.coders import Dictionary, attach
 from monosemy.corpus import Corpus, TokenBatch, TokenStream, open_corpus
 from monosemy.errors import UserError
-from monosemy.evaluate import baselines
-from monosemy.evaluate.baselines import Reconstruct
-from monosemy.evaluate.evaluation import Evaluation
+from monosemy.evaluation import baselines
+from monosemy.evaluation.baselines import Reconstruct
+from monosemy.evaluation.result import Evaluation
 from monosemy.lm import LM
 from monosemy.metrics import (
     FORMULAS,

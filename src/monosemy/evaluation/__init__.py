@@ -1,0 +1,13 @@
+"""Evaluation on held-out text, beside baselines, with a verdict in words."""
+
+from monosemy.evaluation.evaluate import evaluate, open_dictionary_corpus
+from monosemy.evaluation.result import Evaluation
+from monosemy.evaluation.sweep import SweepRow, compare_on_held_out
+
+__all__ = [
+    "Evaluation",
+    "SweepRow",
+    "compare_on_held_out",
+    "evaluate",
+    "open_dictionary_corpus",
+]
