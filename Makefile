@@ -8,7 +8,7 @@ demo: setup
 	$(BIN)/monosemy demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check

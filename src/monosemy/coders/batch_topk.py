@@ -47,13 +47,19 @@ class BatchTopK(SparseCoder):
 
     @torch.no_grad()
     def set_threshold(self, batches: Iterable[Float[Tensor, "_ d_in"]]) -> None:
-        """Set the bar at which k features a token fire, a mean over sample batches."""
+        """Set the bar at which k features a token fire, a mean over sample batches.
+
+        On a batch it lies half way between the last score that fires and the first that does not,
+        so that rounding decides nothing. Free norms have to be folded before.
+        """
         scorer = Scorer(self.W_enc.device, dtype=self.W_enc.dtype)
         bars = []
         for x in batches:
-            _, scores = scorer.batch_topk(x, self.W_enc, self.b_enc, len(x) * self.k)
-            enough = len(scores) == len(x) * self.k
-            bars.append(scores.min() if enough else scores.new_zeros(()))
+            count = len(x) * self.k + 1
+            _, scores = scorer.batch_topk(x, self.W_enc, self.b_enc, count)
+            enough = len(scores) == count > 1
+            ends = scores.topk(2, largest=False).values if enough else scores.new_zeros(1)
+            bars.append(ends.mean())
         self.threshold.copy_(torch.stack(bars).mean())
 
     @torch.no_grad()

@@ -282,7 +282,7 @@ class SparseCoder(nn.Module, ABC):
                 self.tied, encoder = False, self.W_enc.detach().clone()
                 self.W_enc = nn.Parameter(encoder, requires_grad=self.W_dec.requires_grad)
             self.W_enc.mul_(scale / target_scale)
-        self.scale_features(torch.tensor(1 / target_scale).to(self.b_enc))
+        self.scale_features(self.b_enc.new_tensor(1 / target_scale))
         self.b_dec.div_(target_scale).add_(target_mean)
         if self.W_skip is not None:
             self.W_skip.mul_(scale / target_scale)

@@ -48,7 +48,7 @@ class JumpReLU(SparseCoder):
         d_in: int,
         width: int,
         *,
-        sparsity: Sparsity = "step",
+        sparsity: str = "step",
         bandwidth: float = BANDWIDTH,
         **common: Any,
     ) -> None:

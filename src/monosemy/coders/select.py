@@ -49,6 +49,7 @@ class Scorer:
         fast = torch.bfloat16 if has_fast_bf16(device) else torch.float32
         self.dtype = dtype or fast
         self._buffer = torch.empty(0, dtype=self.dtype, device=device)
+        self._kept: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def topk(
@@ -127,10 +128,31 @@ class Scorer:
         self._piece = max(min(_BUFFER // width, len(x)), 1)
         if self._buffer.numel() < self._piece * width:
             self._buffer = self._buffer.new_empty(self._piece * width)
-        W, b, x = (t.detach().to(self.dtype) for t in (W, b + SLACK, x))
-        for part in x.split(self._piece):
+        bias = b + SLACK
+        rounded = bias.to(self.dtype)
+        weights = self._with_columns("W", W, rounded, bias - rounded.to(b.dtype))
+        inputs = self._with_columns("x", x, 1.0, 1.0)
+        for part in inputs.split(self._piece):
             out = self._buffer[: len(part) * width].view(len(part), width)
-            yield torch.addmm(b, part, W.T, out=out)
+            yield torch.mm(part, weights.T, out=out)
+
+    def _with_columns(
+        self, name: str, rows: Float[Tensor, "n d"], *columns: Float[Tensor, " n"] | float
+    ) -> Float[Tensor, "n d_and_more"]:
+        """Return rows and more columns in the product's dtype, in memory kept from step to step.
+
+        The bias goes into the product as two columns, rounded and what rounding left: adding it
+        afterwards would take another pass over all scores, and lose half its digits.
+        """
+        n, d = rows.shape
+        shape = (n, d + len(columns))
+        kept = self._kept.get(name)
+        if kept is None or kept.shape != shape:
+            kept = self._kept[name] = rows.new_empty(shape, dtype=self.dtype)
+        kept[:, :d].copy_(rows)
+        for number, column in enumerate(columns):
+            kept[:, d + number] = column
+        return kept
 
     def _recompute(
         self, found: list[Places], x: Tensor, W: Tensor, b: Tensor

@@ -123,6 +123,7 @@ def resample(
     own: list[Tensor] = [p for name, p in coder.named_parameters() if name not in _SHARED]
     for parameter in own:
         parameter[numbers] = parameter[~dead].mean()
+    coder.constrain()
     for parameter in (coder.W_dec, coder.W_enc, coder.b_enc, *own):
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in optimizer.state[parameter]:

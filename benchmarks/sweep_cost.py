@@ -1,0 +1,70 @@
+"""What a sweep costs, over as many single runs: language model included.
+
+    python benchmarks/sweep_cost.py [--quick] [--json FILE]
+
+Eight BatchTopK coders (four values of k, two seeds) on the embedded model, trained as a sweep and
+one after another; seconds of everything `sweep` and `train` do.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from claims import Claim, report
+
+from monosemy import LM, open_corpus
+from monosemy.training import sweep, train
+
+KS, SEEDS = [16, 32, 64, 128], [0, 1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer tokens, within a minute")
+    parser.add_argument("--json", type=Path, help="write the claims here")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    lm, corpus = LM("builtin:stdlib", device="cpu"), open_corpus("builtin:stdlib")
+    settings = {"width": 2048, "tokens": 32_768 if args.quick else 524_288, "pool": 16_384}
+    passes = count_passes(lm)
+
+    train(lm, corpus, **{**settings, "tokens": 2048})  # what is loaded and cached once
+    passes.clear()
+    began = time.perf_counter()
+    train(lm, corpus, k=KS[0], **settings)
+    one, one_passes = time.perf_counter() - began, len(passes)
+    for k in KS:
+        for seed in SEEDS:
+            if (k, seed) != (KS[0], SEEDS[0]):
+                train(lm, corpus, k=k, seed=seed, **settings)
+    singles = time.perf_counter() - began
+
+    passes.clear()
+    began = time.perf_counter()
+    sweep(lm, corpus, grid={"k": KS, "seed": SEEDS}, **settings)
+    swept, sweep_passes = time.perf_counter() - began, len(passes)
+
+    print(f"{'':32}{'seconds':>10}{'model batches':>15}")
+    print(f"{'one run':32}{one:10.1f}{one_passes:15}")
+    print(f"{'eight runs, one after another':32}{singles:10.1f}")
+    print(f"{'a sweep of eight':32}{swept:10.1f}{sweep_passes:15}")
+    report(
+        [
+            Claim("sweep_over_singles", swept / singles, 0.6, "x", False),
+            Claim("sweep_model_passes", sweep_passes / one_passes, 1.1, "x", False),
+        ],
+        args.json,
+    )
+
+
+def count_passes(lm):
+    """Return a list that grows by one with each forward pass of the model."""
+    passes = []
+    lm.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    return passes
+
+
+if __name__ == "__main__":
+    main()
