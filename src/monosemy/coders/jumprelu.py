@@ -22,8 +22,8 @@ BANDWIDTH = 0.5
 """Width of the window round a threshold in which it feels gradients, where activations are scaled
 to mean norm sqrt(d_in) and pre-activations have a standard deviation near 1."""
 START_THRESHOLD = 0.1
+"""Low, so that a feature that has just come to fire does so weakly."""
 TANH_SLOPE = 4.0
-TANH_THRESHOLD = 0.1
 THRESHOLD_RATE = 5.0
 QUADRATIC_L0 = 32.0
 """Target of the quadratic penalty where nobody set one."""

@@ -112,7 +112,7 @@ class Scorer:
         """
         limit = 0.02 if self.dtype == torch.bfloat16 else 0.15
         found = []
-        for scores in self._pieces(x, W, b + _ROUNDING * b.abs()):
+        for scores in self._pieces(x, W, b):
             places = _places_above(scores, scores.new_zeros(()))
             if len(places[1]) > limit * scores.numel():
                 return DenseSupport(len(x), len(W), self.dtype)
