@@ -137,6 +137,7 @@ def peers(path, args):
     command = [python, HERE / "peers.py", "speed", "--pairs", pairs, "--activations", path]
     command += ["--width", WIDTH, "--k", K, "--batch", BATCH, "--threads", args.threads]
     command += ["--steps", 1 if args.quick else 5, "--warmup", 1]
+    command += ["--warmup-batch", 256] if args.quick else []
     done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return {pair: statistics.median(figures["seconds"]) for pair, figures in found.items()}

@@ -97,7 +97,7 @@ def gradients(coder: SparseCoder, loss: Tensor) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p) for name, p in named.items()}
     found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
     return {
-        name: torch.zeros_like(p) if g is None else g
+        name: torch.zeros_like(p) if g is None else g.to_dense()
         for (name, p), g in zip(named.items(), found, strict=True)
     }
 

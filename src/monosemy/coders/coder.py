@@ -25,6 +25,9 @@ from monosemy.coders.select import Choice, Scorer
 from monosemy.coders.support import Support
 from monosemy.errors import UserError
 
+_ROWS = 512
+"""Rows of weights worked on at once: few enough to stay in a processor's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingCode:
@@ -212,15 +215,17 @@ class SparseCoder(nn.Module, ABC):
     def constrain(self) -> None:
         """Bring weights back, after a step, to where they are to stay."""
         if self.unit_norm:
-            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
+            for rows in self.W_dec.split(_ROWS):
+                rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def project_gradient(self) -> None:
         """Take out of each direction's gradient the part along it, which its norm undoes."""
         gradient = self.W_dec.grad
         if self.unit_norm and gradient is not None:
-            along = torch.linalg.vecdot(gradient, self.W_dec)
-            gradient.addcmul_(self.W_dec, along[:, None], value=-1)
+            for part, rows in zip(gradient.split(_ROWS), self.W_dec.split(_ROWS), strict=True):
+                along = (part * rows).sum(1, keepdim=True)
+                part.addcmul_(rows, along, value=-1)
 
     def norms(self) -> Float[Tensor, " width"] | None:
         """Return the directions' norms, with gradient; None where all are 1."""
@@ -298,7 +303,7 @@ class SparseCoder(nn.Module, ABC):
 
 def mean_square(left: Float[Tensor, "tokens d"]) -> Float[Tensor, ""]:
     """Return the squared norm, a mean over tokens; 0 of no tokens."""
-    return left.square().sum() / max(len(left), 1)
+    return _SumOfSquares.apply(left) / max(len(left), 1)
 
 
 def check_k(k: int, width: int) -> int:
@@ -313,6 +318,20 @@ def check_k(k: int, width: int) -> int:
             f"choose k from 1 to {width}; 32 is usual",
         )
     return k
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """The squared norm; neither it nor its gradient takes fresh memory for another matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor) -> Tensor:
+        ctx.save_for_backward(left)
+        return torch.linalg.vector_norm(left).square()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (left,) = ctx.saved_tensors
+        return left * (2 * gradients[0])
 
 
 def _unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

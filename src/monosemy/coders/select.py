@@ -14,6 +14,7 @@ integers compare several times faster.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +30,8 @@ _ROUNDING = 3 * 2**-8
 
 _BUFFER = 2**24
 """Scores held at once."""
+_GROUPS = 8
+"""Groups of columns for each score looked for: fewer let in more candidates, more take longer."""
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 Choice = tuple[Support, Tensor | None]
@@ -57,8 +60,8 @@ class Scorer:
     ) -> tuple[SparseSupport, Tensor]:
         """Choose the k largest scores of each token."""
         found = [
-            _places_above(scores, _loosened(_kth_of_rows(scores, k)))
-            for scores in self._pieces(x, W, b)
+            _places_above(piece, _loosened(_kth_of_rows(piece, k)))
+            for piece in self._pieces(x, W, b, k)
         ]
         support, values = self._recompute(found, x, W, b)
         # Few more than k of each row are left: lay them out as a table and cut it.
@@ -84,10 +87,10 @@ class Scorer:
         level: Tensor | None = None
         while True:
             found = []
-            for scores in self._pieces(x, W, b):
+            for piece in self._pieces(x, W, b, count // max(len(x), 1)):
                 if level is None:
-                    level = _level_of_all(scores, count * len(scores) // max(len(x), 1))
-                found.append(_places_above(scores, _loosened(level)))
+                    level = _level_of_all(piece, count * piece.n_tokens // max(len(x), 1))
+                found.append(_places_above(piece, _loosened(level)))
             support, values = self._recompute(found, x, W, b)
             last = kth_largest(values, count) if len(values) >= count else values.new_zeros(())
             # Nothing was missed, unless the level of the first piece was too high for the others.
@@ -112,17 +115,17 @@ class Scorer:
         """
         limit = 0.02 if self.dtype == torch.bfloat16 else 0.15
         found = []
-        for scores in self._pieces(x, W, b):
-            places = _places_above(scores, scores.new_zeros(()))
-            if len(places[1]) > limit * scores.numel():
+        for piece in self._pieces(x, W, b, 1):
+            places = _places_above(piece, x.new_zeros(()))
+            if len(places[1]) > limit * piece.n_tokens * len(W):
                 return DenseSupport(len(x), len(W), self.dtype)
             found.append(places)
         return self._join(found, len(x), len(W))
 
-    def _pieces(self, x: Tensor, W: Tensor, b: Tensor) -> Iterator[Tensor]:
-        """Yield scores [piece, width], too high by `SLACK`, so that no positive one is below 0.
+    def _pieces(self, x: Tensor, W: Tensor, b: Tensor, k: int) -> Iterator[_Piece]:
+        """Yield scores, too high by `SLACK`, so that no positive one is below 0.
 
-        Each is overwritten by the next.
+        Each piece is overwritten by the next; about k scores of each row are looked for.
         """
         width = len(W)
         self._piece = max(min(_BUFFER // width, len(x)), 1)
@@ -134,7 +137,7 @@ class Scorer:
         inputs = self._with_columns("x", x, 1.0, 1.0)
         for part in inputs.split(self._piece):
             out = self._buffer[: len(part) * width].view(len(part), width)
-            yield torch.mm(part, weights.T, out=out)
+            yield _Piece.of(torch.mm(part, weights.T, out=out), k)
 
     def _with_columns(
         self, name: str, rows: Float[Tensor, "n d"], *columns: Float[Tensor, " n"] | float
@@ -180,44 +183,61 @@ def kth_largest(values: Float[Tensor, " n"], k: int) -> Float[Tensor, ""]:
     return values.kthvalue(min(max(len(values) - k + 1, 1), len(values))).values
 
 
-def _grouped(scores: Float[Tensor, "tokens width"]) -> Int[Tensor, "tokens size groups"]:
-    """Return the bits of scores with columns in groups: every (width / size)-th one is a group.
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some tokens' scores, with columns in groups: every (width / size)-th one is a group.
 
     Maxima over the middle dimension of a view are far faster than over the last.
     """
-    tokens, width = scores.shape
-    size = next((n for n in (32, 16, 8, 4, 2) if width % n == 0 and width // n >= 64), 1)
-    return scores.view(_BITS[scores.dtype]).view(tokens, size, width // size)
+
+    bits: Int[Tensor, "tokens size groups"]
+    """Of the scores."""
+    maxima: Int[Tensor, "tokens groups"]
+    dtype: torch.dtype
+    """Of the scores."""
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, "tokens width"], k: int) -> _Piece:
+        """Group so that the k largest scores seldom meet in a group, up to 32 columns in one."""
+        tokens, width = scores.shape
+        enough = max(64, _GROUPS * k)
+        size = next((n for n in (32, 16, 8, 4, 2) if width % n == 0 and width // n >= enough), 1)
+        bits = scores.view(_BITS[scores.dtype]).view(tokens, size, width // size)
+        return cls(bits, bits.amax(1), scores.dtype)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.bits)
+
+    def scores(self, bits: Tensor) -> Tensor:
+        """Return what bits stand for."""
+        return bits.view(self.dtype).float()
 
 
-def _places_above(scores: Float[Tensor, "tokens width"], bound: Float[Tensor, "*one"]) -> Places:
+def _places_above(piece: _Piece, bound: Float[Tensor, "*one"]) -> Places:
     """Return the places of scores above a bound of at least 0, or each token's own bound."""
-    tokens, width = scores.shape
-    grouped, bits = _grouped(scores), bound.to(scores.dtype).view(_BITS[scores.dtype])
-    size, n_groups = grouped.shape[1:]
-    bits = bits.expand(tokens)
-    token, group = (grouped.amax(1) > bits[:, None]).nonzero(as_tuple=True)
+    tokens, size, n_groups = piece.bits.shape
+    bits = bound.to(piece.dtype).view(piece.bits.dtype).expand(tokens)
+    token, group = (piece.maxima > bits[:, None]).nonzero(as_tuple=True)
     if len(token) > 0.5 * tokens * n_groups:
-        token, feature = (grouped.view(tokens, width) > bits[:, None]).nonzero(as_tuple=True)
+        token, feature = (piece.bits.view(tokens, -1) > bits[:, None]).nonzero(as_tuple=True)
         return token, feature
-    inside = grouped.transpose(1, 2)[token, group] > bits[token, None]
+    inside = piece.bits.transpose(1, 2)[token, group] > bits[token, None]
     place = inside.view(-1).nonzero().squeeze(1)
     which = place // size
     return token[which], place % size * n_groups + group[which]
 
 
-def _kth_of_rows(scores: Float[Tensor, "tokens width"], k: int) -> Float[Tensor, " tokens"]:
+def _kth_of_rows(piece: _Piece, k: int) -> Float[Tensor, " tokens"]:
     """Return a number that at least k scores of each row reach, or 0."""
-    maxima = _grouped(scores).amax(1)
-    if maxima.shape[1] < k:
-        return torch.zeros(len(scores), device=scores.device)
-    bits = maxima.topk(k, dim=1, sorted=False).values.amin(1)
-    return bits.view(scores.dtype).float()
+    if piece.maxima.shape[1] < k:
+        return torch.zeros(piece.n_tokens, device=piece.bits.device)
+    return piece.scores(piece.maxima.topk(k, dim=1, sorted=False).values.amin(1))
 
 
-def _level_of_all(scores: Float[Tensor, "tokens width"], count: int) -> Float[Tensor, ""]:
+def _level_of_all(piece: _Piece, count: int) -> Float[Tensor, ""]:
     """Return a number that somewhat more than `count` of these scores reach, at least 0."""
-    maxima = _grouped(scores).amax(1).flatten().view(scores.dtype).float()
+    maxima = piece.scores(piece.maxima.flatten())
     if len(maxima) < 1.1 * count:
         return maxima.new_zeros(())
     return kth_largest(maxima, int(1.1 * count)).clamp_min(0)

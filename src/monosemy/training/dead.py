@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from monosemy.coders import SparseCoder
-from monosemy.coders.coder import TrainingCode
+from monosemy.coders.coder import TrainingCode, mean_square
 from monosemy.coders.support import SparseSupport
 from monosemy.errors import UserError
 
@@ -55,15 +56,14 @@ def auxk_loss(
     k = min(max(coder.d_in // 2, 1), len(numbers))
     n_tokens = min(max(entries // k, 64), len(x))
     x, left = x[:n_tokens], left[:n_tokens].detach()
+    W_enc, W_dec = _rows(coder.W_enc, numbers), _rows(coder.W_dec, numbers)
+    b_enc = coder.b_enc[numbers]
     with torch.no_grad():
-        scores = x @ coder.W_enc[numbers].T + coder.b_enc[numbers]
-        best, columns = scores.topk(k, dim=1, sorted=False)
-        support = SparseSupport.from_rows(numbers[columns], coder.width).subset(
-            best.reshape(-1) > 0
-        )
-    values = support.affine(x, coder.W_enc, coder.b_enc).relu()
-    wrong = (left - support.decode(values, coder.W_dec)).square().sum()
-    spread = (left - left.mean(0)).square().sum()
+        best, columns = (x @ W_enc.T + b_enc).topk(k, dim=1, sorted=False)
+        support = SparseSupport.from_rows(columns, len(numbers)).subset(best.reshape(-1) > 0)
+    values = support.affine(x, W_enc, b_enc).relu()
+    wrong = mean_square(left - support.decode(values, W_dec)) * len(x)
+    spread = mean_square(left - left.mean(0)) * len(x)
     # One token, or a batch explained exactly, leaves nothing to compare with.
     return torch.where(spread > 1e-12, wrong / spread.clamp_min(1e-12), 0.0)
 
@@ -84,8 +84,8 @@ def ghost_loss(
     numbers = dead.nonzero().squeeze(1)
     n_tokens = min(max(entries // len(numbers), 64), len(x))
     x, left = x[:n_tokens], left[:n_tokens].detach()
-    pre = x @ coder.W_enc[numbers].T + coder.b_enc[numbers]
-    ghost = pre.clamp_max(20).exp() @ coder.W_dec[numbers]
+    pre = x @ _rows(coder.W_enc, numbers).T + coder.b_enc[numbers]
+    ghost = pre.clamp_max(20).exp() @ _rows(coder.W_dec, numbers)
     scale = left.norm(dim=1, keepdim=True) / (2 * ghost.norm(dim=1, keepdim=True)).clamp_min(1e-12)
     wrong = (left - ghost * scale.detach()).square().sum(1).mean()
     error = left.square().sum(1).mean()
@@ -139,6 +139,11 @@ def fired(code: TrainingCode) -> Bool[Tensor, " width"]:
         out[code.support.indices[active]] = True
         return out
     return active.any(0)
+
+
+def _rows(W: Float[Tensor, "width d"], numbers: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    """Return rows of W; their gradient is sparse and costs nothing for the others."""
+    return functional.embedding(numbers, W, sparse=W.device.type != "mps")
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from monosemy.coders import SparseCoder
-from monosemy.coders.coder import TrainingCode
+from monosemy.coders.coder import TrainingCode, mean_square
 from monosemy.coders.select import Scorer
 from monosemy.coders.support import SparseSupport
 from monosemy.training.control import Controller
@@ -178,10 +178,10 @@ class Member:
         gradients = [p.grad for p in self.coder.parameters() if p.grad is not None]
         with torch.no_grad():
             # Activations are centred, so nothing cancels here; var(0) is many times slower.
-            variance = y.square().sum() - y.sum(0).square().sum() / max(len(y), 1)
+            deviation = mean_square(y) - y.mean(0).square().sum()
             return StepFigures(
                 loss=loss.item(),
-                fvu=(left.square().sum() / variance.clamp_min(1e-12)).item(),
+                fvu=(mean_square(left) / deviation.clamp_min(1e-12)).item(),
                 l0=(code.values > 0).sum().item() / max(len(y), 1),
                 dead_share=n_dead / self.coder.width,
                 weight=self.weight,
