@@ -8,7 +8,7 @@ demo: setup
 	$(BIN)/monosemy demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check

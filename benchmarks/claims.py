@@ -32,3 +32,11 @@ def report(claims, path=None):
         path.write_text(
             json.dumps({"claims": [asdict(claim) for claim in claims]}, indent=2) + "\n"
         )
+
+
+def write_between(path, script, text):
+    """Put text between a script's marks in a page."""
+    begin, end = f"<!-- {script}: begin -->", f"<!-- {script}: end -->"
+    page = path.read_text(encoding="utf-8")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")

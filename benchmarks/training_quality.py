@@ -9,9 +9,10 @@ Everybody gets the same activations in the same batches, of the same width and L
 on the same held-out tokens by its inference model: FVU over all tokens, mean L0, share of features
 that never fire. Ours has the defaults of `monosemy train`, whatever the model. Each peer trains
 by its own trainer (see peers.py), with three favours: a search of the learning rate on the first
-seed, its own rule's and others, of which the one with the lowest held-out FVU is kept; a decay of
-that rate over the last fifth, as in its documentation but not its defaults; and, where a BatchTopK
-tracks its threshold by a slow average, the one that fits its last batches, as ours is set.
+seed and a quarter of the tokens, its own rule's and others, of which the one with the lowest
+held-out FVU is kept; a decay of that rate over the last fifth, as in its documentation but not its
+defaults; and, where a BatchTopK tracks its threshold by a slow average, the one that fits its last
+batches, as ours is set.
 
 A peer whose L0 is off the target by more than a tenth is not compared: its FVU says nothing at
 another L0. If that leaves none, ours is compared with the best of those that use more features.
@@ -22,6 +23,7 @@ run that was interrupted goes on where it was. Ours are made anew when the code 
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import statistics
@@ -29,23 +31,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from activations import CACHE, SYNTHETIC, model_activations, synthetic_activations
-from claims import Claim, report
+from claims import Claim, report, write_between
 from safetensors.torch import load_file
 
 import monosemy
 from monosemy.coders import BatchTopK, Provenance
+from monosemy.coders.registry import architecture_named
 from monosemy.coders.select import Scorer
 from monosemy.device import fix_threads
 from monosemy.errors import UserError
 from monosemy.metrics.recovery import mean_max_cosine, recovery_f1
 from monosemy.training.config import TrainConfig
 from monosemy.training.plan import Plan
-from monosemy.training.session import START_ABOVE, THRESHOLD_BATCHES, make_member
+from monosemy.training.session import (
+    STATISTICS_TOKENS,
+    THRESHOLD_BATCHES,
+    make_member,
+    start_coder,
+)
 
 HERE = Path(__file__).parent
 RESULTS = CACHE / "results"
@@ -62,6 +70,8 @@ LEARNING_RATES = {
     "dictionary_learning": [None, 2e-3, 4e-3, 8e-3],
     "sparsify": [None, 3e-3, 6e-3],
 }
+SEARCH = 4
+"""A learning rate is chosen by runs over this part of the tokens."""
 L0_TOLERANCE = 0.1
 RECOVERY_ROWS = 16_384
 
@@ -152,7 +162,7 @@ def main():
     )
     print(text)
     if args.docs:
-        write_between(args.docs, text)
+        write_between(args.docs, "training_quality.py", text)
     report(claims(settings, tables, args), args.json)
 
 
@@ -179,17 +189,13 @@ def compare(setting, architecture, peers, args):
     ours = [our_result(setting, files, architecture, seed) for seed in args.seeds]
     rows = [row(OURS, None, ours)]
     for library in peers:
-        first, *others = args.seeds
         rates = [None] if args.quick else LEARNING_RATES[library]
-        tried = {
-            lr: peer_result(setting, files, f"{library}:{architecture}", lr, first, args)
-            for lr in rates
-        }
-        lr = best_rate(tried, setting.k)
-        results = [tried[lr]] + [
-            peer_result(setting, files, f"{library}:{architecture}", lr, seed, args)
-            for seed in others
-        ]
+        search = replace(setting, tokens=setting.tokens // SEARCH)
+        pair, lr = f"{library}:{architecture}", None
+        if len(rates) > 1:
+            tried = {lr: peer_result(search, files, pair, lr, args.seeds[0], args) for lr in rates}
+            lr = best_rate(tried, setting.k)
+        results = [peer_result(setting, files, pair, lr, seed, args) for seed in args.seeds]
         rows.append(row(library, lr, results))
     return rows
 
@@ -235,9 +241,13 @@ def our_result(setting, files, architecture, seed):
     return kept(setting.folder(files, architecture) / f"{name}.json", measure)
 
 
-def train_ours(setting, x, architecture, seed):
-    """Train on batches of rows in order, with the defaults of `monosemy train`."""
-    asked = {"k": setting.k} if architecture != "jumprelu" else {"target_l0": setting.k}
+def train_ours(setting, x, architecture, seed, *, start=None, **options):
+    """Train on batches of rows in order, with the defaults of `monosemy train`.
+
+    Where a penalty decides what fires, training starts at `start` times its L0; None: the default.
+    """
+    has_k = architecture_named(architecture).has_k
+    asked = {"k": setting.k} if has_k else {"target_l0": setting.k}
     config = TrainConfig(
         architecture=architecture,
         width=setting.width,
@@ -245,14 +255,14 @@ def train_ours(setting, x, architecture, seed):
         batch=setting.batch,
         seed=seed,
         **asked,
+        **options,
     )
     provenance = Provenance(model=setting.data, hookpoint="x", context=0)
     plan = Plan("", None, config, provenance, d_in=x.shape[1], d_out=x.shape[1])
     coder = plan.make_coder()
     coder.target_l0 = config.l0
     began = time.perf_counter()
-    coder.start(x, min(START_ABOVE * config.l0, coder.width / 2))
-    coder.constrain()
+    start_coder(coder, plan, {"x": x[:STATISTICS_TOKENS]}, start)
     member = make_member(coder, plan, Scorer(coder.W_enc.device))
     batches = x.split(setting.batch)
     for batch in batches:
@@ -337,6 +347,7 @@ def kept(path, measure):
     return result
 
 
+@functools.cache
 def our_code():
     """Return a digest of the code that decides what training gives."""
     root = Path(monosemy.__file__).parent
@@ -421,16 +432,6 @@ def spread(values):
 
 def _line(cells):
     return "| " + " | ".join(cells) + " |"
-
-
-BEGIN, END = "<!-- training_quality.py: begin -->", "<!-- training_quality.py: end -->"
-
-
-def write_between(path, text):
-    """Put text between a page's marks."""
-    page = path.read_text(encoding="utf-8")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

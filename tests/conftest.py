@@ -28,6 +28,12 @@ torch.set_num_threads(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no worker is left with one alone at the end."""
+    longest = ["test_docs", "test_resume"]
+    items.sort(key=lambda item: item.path.stem not in longest)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

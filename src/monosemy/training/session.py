@@ -177,7 +177,7 @@ class Session:
             coder = plan.make_coder().to(self.lm.device)
             coder.target_l0 = plan.config.l0
             if not state:
-                _start(coder, plan, sample)
+                start_coder(coder, plan, sample)
             member = make_member(coder, plan, scorer)
             if state:
                 member.load_state_dict(state["members"][number])
@@ -423,15 +423,25 @@ def make_member(coder: SparseCoder, plan: Plan, scorer: Scorer) -> Member:
     )
 
 
-def _start(coder: SparseCoder, plan: Plan, sample: Mapping[str, Tensor]) -> None:
-    """Set a coder's first weights as far as they come from data."""
+def start_coder(
+    coder: SparseCoder, plan: Plan, sample: Mapping[str, Tensor], above: float | None = None
+) -> None:
+    """Set a coder's first weights as far as they come from data.
+
+    Args:
+        coder: set in place.
+        plan: what it was made for.
+        sample: centred and scaled activations by hook point.
+        above: times its L0 that it starts with, where a penalty decides.
+    """
     x, y = sample[plan.provenance.hookpoint], sample[plan.provenance.explains]
     if plan.config.init == "data":
         start_from_data(coder, x, y, plan.config.l0, plan.config.seed)
     if plan.config.centre == "median":
         with torch.no_grad():
             coder.b_dec.copy_(geometric_median(y))
-    above = 1.0 if plan.config.held_by_itself else START_ABOVE
+    if above is None:
+        above = 1.0 if plan.config.held_by_itself else START_ABOVE
     coder.start(x, min(above * plan.config.l0, coder.width / 2))
     coder.constrain()
 
