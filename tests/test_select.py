@@ -51,7 +51,7 @@ def expected(method: str, x: Tensor, W: Tensor, b: Tensor, k: int) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("width", "k"), [(1024, 8), (1024, 1), (100, 5), (40, 3), (33, 33), (1, 1)]
+    ("width", "k"), [(1024, 8), (1024, 128), (1024, 1), (100, 5), (40, 3), (33, 33), (1, 1)]
 )
 def test_the_largest_are_chosen_exactly(
     method: str, width: int, k: int, dtype: torch.dtype

@@ -63,7 +63,7 @@ def test_the_target_l0_is_reached_on_held_out_text(
 
 def test_a_transcoder_explains_another_hook_point(lm: LM, corpus: Corpus) -> None:
     settings = {**SMALL, "target": "layers.1.mlp", "skip": True}
-    made = train(lm, corpus, "layers.1", **settings)
+    made = train(lm, corpus, "layers.1.post_attention_layernorm", **settings)
     assert made.dictionary.provenance.target == "layers.1.mlp"
     assert made.dictionary.fingerprint.expected.fvu < 0.5
     assert made.history[-1]["fvu"] < 0.5
@@ -186,6 +186,7 @@ def test_unknown_setting_names_the_known_ones(lm: LM, corpus: Corpus) -> None:
         ({"width": 16, "k": 5, "architecture": "topk", "multi": True}, "4 times as many"),
         ({"clamp": {"96": 1.0}}, "clamp names feature 96"),
         ({"target": "layers.9"}, "unknown hook point"),
+        ({"target": "layers.0.mlp"}, "`layers.0.mlp` is computed before `layers.1`"),
         ({"width": 10**10}, "training needs .* of memory, .* is free"),
     ],
 )

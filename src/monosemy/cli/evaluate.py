@@ -1,4 +1,4 @@
-"""Measure a dictionary on held-out text, beside PCA, an untrained dictionary and raw neurons."""
+"""Measure a dictionary on held-out text, beside baselines at equal L0, with a verdict."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from monosemy.cli.train import next_free, print_settings
 from monosemy.device import describe
 from monosemy.lm import LM
 from monosemy.report.sweep import seeds_table, sweep_report, sweep_table
-from monosemy.training import TrainConfig, expand, make_plans, sweep
+from monosemy.training import TrainConfig, check_trackers, expand, make_plans, sweep
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Command:
         points: list[str | None] = [*self.hookpoint] or [None]
         grid = self.grid.lists()
         console.print(f"{lm} on {describe(lm.device)}", style="dim")
+        check_trackers(self.track)
         if self.dry_run:
             configs = expand(self.settings, grid)
             for plan in make_plans(lm, corpus, points, configs, None, out, many=True):

@@ -13,7 +13,7 @@ from monosemy.cli.text import Text
 from monosemy.device import describe
 from monosemy.lm import LM
 from monosemy.report.sample import feature_sampler
-from monosemy.training import Run, TrainConfig, make_plans, train
+from monosemy.training import Run, TrainConfig, check_trackers, make_plans, train
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Command:
         corpus = self.text.open()
         out = self.out or next_free()
         console.print(f"{lm} on {describe(lm.device)}", style="dim")
+        check_trackers(self.track)
         if self.dry_run:
             (plan,) = make_plans(lm, corpus, [self.hookpoint], [self.settings], None, out)
             print_settings({"run folder": str(out), **plan.describe()})

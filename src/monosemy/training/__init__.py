@@ -13,6 +13,7 @@ from monosemy.training.run import (
     train,
 )
 from monosemy.training.session import Stopped
+from monosemy.training.tracking import check_trackers
 
 __all__ = [
     "Member",
@@ -20,6 +21,7 @@ __all__ = [
     "StepFigures",
     "Stopped",
     "TrainConfig",
+    "check_trackers",
     "describe_extension",
     "expand",
     "make_plans",

@@ -114,6 +114,8 @@ def make_plan(
     """
     point = lm.hookpoint(hookpoint)
     target = lm.hookpoint(config.target) if config.target else None
+    if target is not None:
+        _check_order(lm, point.name, target.name)
     if config.objective != "mse" and not lm.is_causal:
         raise UserError(
             f"objective is `{config.objective}`, but {lm.name} predicts no next token", "use `mse`"
@@ -140,6 +142,16 @@ def make_plan(
     plan = Plan(name, folder, config, provenance, point.width, d_out)
     _check_options(plan)
     return plan
+
+
+def _check_order(lm: LM, hookpoint: str, target: str) -> None:
+    """Refuse to explain what has been computed before the input; module paths have no order."""
+    order = [point.name for point in lm.hookpoints()]
+    if hookpoint in order and target in order and order.index(target) < order.index(hookpoint):
+        raise UserError(
+            f"target `{target}` is computed before `{hookpoint}`, which cannot be its cause",
+            f"did you mean hookpoint `{target}` and target `{hookpoint}`?",
+        )
 
 
 def _check_options(plan: Plan) -> None:
