@@ -62,9 +62,9 @@ def test_the_target_l0_is_reached_on_held_out_text(
 
 
 def test_a_transcoder_explains_another_hook_point(lm: LM, corpus: Corpus) -> None:
-    settings = {**SMALL, "target": "layers.1.mlp", "skip": True}
-    made = train(lm, corpus, "layers.1.post_attention_layernorm", **settings)
-    assert made.dictionary.provenance.target == "layers.1.mlp"
+    settings = {**SMALL, "target": "layers.1", "skip": True}
+    made = train(lm, corpus, "layers.0", **settings)
+    assert made.dictionary.provenance.target == "layers.1"
     assert made.dictionary.fingerprint.expected.fvu < 0.5
     assert made.history[-1]["fvu"] < 0.5
 
