@@ -66,8 +66,8 @@ PEERS = {
 }
 # Beside each library's own; None is that.
 LEARNING_RATES = {
-    "saelens": [None, 2e-3, 4e-3, 8e-3],
-    "dictionary_learning": [None, 2e-3, 4e-3, 8e-3],
+    "saelens": [None, 4e-3, 8e-3, 1.6e-2],
+    "dictionary_learning": [None, 4e-3, 8e-3, 1.6e-2],
     "sparsify": [None, 3e-3, 6e-3],
 }
 SEARCH = 4

@@ -71,7 +71,7 @@ SMALL = {
     "batch": 512,
     "pool": 4096,
     "context": 32,
-    "lr": 3e-3,
+    "lr": 1e-2,
 }
 
 

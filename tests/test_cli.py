@@ -255,7 +255,7 @@ def test_dry_run_says_every_default_and_does_nothing(
     main(["train", *where(checkpoint, folder_of_text), *SMALL, "--out", str(out), "--dry-run"])
     said = capsys.readouterr().out
     assert "8,192 in 16 steps of 512" in said
-    assert "4e-3 / sqrt(64 / 2048)" in said
+    assert "0.008 / sqrt(64 / 2048)" in said
     assert not out.exists()
 
 

@@ -110,9 +110,11 @@ def test_free_norms_choose_by_strength(architecture: str) -> None:
     coder = build(architecture, "free", torch.float64)
     x = torch.randn(50, D, dtype=torch.float64)
     support, known = coder.choose(x, exact())
-    assert known is None
     assert isinstance(support, SparseSupport)
-    strength = coder.pre_activations(x) * coder.W_dec.norm(dim=1)
+    assert known is not None
+    pre = coder.pre_activations(x)
+    torch.testing.assert_close(known, pre[support.tokens, support.indices])
+    strength = pre * coder.W_dec.norm(dim=1)
     chosen = support.dense(torch.ones(len(support.indices))).bool()
     if architecture == "topk":
         bar = strength.topk(K, dim=1).values[:, -1:]

@@ -41,7 +41,7 @@ def test_a_run_leaves_its_settings_curve_and_dictionary(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains_on_a_model(architecture: str, lm: LM, corpus: Corpus) -> None:
-    made = train(lm, corpus, "layers.1", **settings_for(architecture, tokens=8192))
+    made = train(lm, corpus, "layers.1", **settings_for(architecture, tokens=16_384))
     assert made.dictionary.fingerprint.expected.fvu < 1
 
 
@@ -94,7 +94,7 @@ def test_clamped_features_stay_where_they_are_held(lm: LM, corpus: Corpus) -> No
         {"tied": True},
         {"init": "data"},
         {"centre": "median"},
-        {"unit_norm": False},
+        {"unit_norm": True},
         {"revive": "ghost"},
         {"revive": "resample"},
         {"ema": 0.9},
@@ -163,7 +163,6 @@ def test_nan_activations_are_refused_with_their_documents(lm: LM, corpus: Corpus
         ({"architecture": "relu", "penalty": 1.0, "target_l0": 7.0}, "contradict"),
         ({"architecture": "jumprelu", "sparsity": "step"}, "needs a penalty"),
         ({"architecture": "relu", "multi": True}, "`relu` has no such option"),
-        ({"tied": True, "unit_norm": False}, "contradict"),
         ({"architecture": "batchtopk"}, "no architecture `batchtopk`"),
         ({"ema": 1.0}, "ema is 1"),
     ],
@@ -203,7 +202,7 @@ def test_a_plan_says_every_default(lm: LM, corpus: Corpus) -> None:
     (plan,) = make_plans(lm, corpus, [None], [config], TokenPolicy(), None)
     said = plan.describe()
     assert said["sparsity"] == "target L0 32, by a controller"
-    assert said["learning rate"] == f"0.0113 = 4e-3 / sqrt({plan.width} / 2048)"
+    assert said["learning rate"] == f"0.0226 = 0.008 / sqrt({plan.width} / 2048)"
     assert said["tokens"] == "100,000 in 49 steps of 2,048"
     assert "fall over the last 9" in said["schedule"]
 

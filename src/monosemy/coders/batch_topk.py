@@ -42,8 +42,7 @@ class BatchTopK(SparseCoder):
 
     def choose(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> Choice:
         """Choose the tokens x k largest of the batch."""
-        support, scores = scorer.batch_topk(x, *self.scoring_weights(), len(x) * self.k)
-        return support, scores if self.unit_norm else None
+        return scorer.batch_topk(x, self.W_enc, self.b_enc, len(x) * self.k, self.scale())
 
     @torch.no_grad()
     def set_threshold(self, batches: Iterable[Float[Tensor, "_ d_in"]]) -> None:

@@ -25,6 +25,9 @@ from monosemy.coders.select import Choice, Scorer
 from monosemy.coders.support import Support
 from monosemy.errors import UserError
 
+START_NORM = 0.2
+"""Of free directions: the output starts small, and Adam, whose steps have one length, turns short
+directions fast while the encoder keeps its own."""
 _ROWS = 512
 """Rows of weights worked on at once: few enough to stay in a processor's cache."""
 
@@ -49,8 +52,8 @@ class SparseCoder(nn.Module, ABC):
         d_out: width of the activations explained; None for d_in.
         tied: the encoder's rows are the decoder's, one parameter.
         skip: add a linear path from input to output (Paulo et al. 2025, arXiv 2501.18823).
-        unit_norm: hold directions at unit norm in training; else they are free, and brought to
-            unit norm when training is over.
+        unit_norm: hold directions at unit norm in training; else they are free, start small, and
+            are brought to unit norm when training is over.
         seed: of the initial directions.
     """
 
@@ -102,7 +105,7 @@ class SparseCoder(nn.Module, ABC):
         encoder = directions.clone()
         if d_out != d_in:
             encoder = _unit_rows(torch.randn(width, d_in, generator=generator))
-        self.W_dec = nn.Parameter(directions)
+        self.W_dec = nn.Parameter(directions if unit_norm else START_NORM * directions)
         self.W_enc = self.W_dec if tied else nn.Parameter(encoder)
         self.b_enc = nn.Parameter(torch.zeros(width))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
@@ -231,12 +234,14 @@ class SparseCoder(nn.Module, ABC):
         """Return the directions' norms, with gradient; None where all are 1."""
         return None if self.unit_norm else self.W_dec.norm(dim=1)
 
-    def scoring_weights(self) -> tuple[Tensor, Tensor]:
-        """Return encoder weights and bias that score features in the strength they decode with."""
+    @torch.no_grad()
+    def scale(self) -> Float[Tensor, " width"] | None:
+        """Return norms over their mean, None where all are 1.
+
+        Times them, pre-activations compare as what features add to the output.
+        """
         norms = self.norms()
-        if norms is None:
-            return self.W_enc, self.b_enc
-        return self.W_enc * norms[:, None], self.b_enc * norms
+        return None if norms is None else norms / norms.mean().clamp_min(1e-8)
 
     def strengths(self, values: Tensor, support: Support) -> Tensor:
         """Return values times their directions' norms."""

@@ -30,6 +30,8 @@ _ROUNDING = 3 * 2**-8
 
 _BUFFER = 2**24
 """Scores held at once."""
+_DENSE_ABOVE = 0.15
+"""Share of places from which a step is faster with dense products."""
 _GROUPS = 8
 """Groups of columns for each score looked for: fewer let in more candidates, more take longer."""
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
@@ -44,8 +46,9 @@ Places = tuple[Int[Tensor, " _"], Int[Tensor, " _"]]
 class Scorer:
     """Computes encoder products and chooses places; coders trained together share one.
 
-    Scores are x W^T + b; only positive ones are ever chosen. Each method returns a support, and
-    the scores there in fp32 where they were computed on the way.
+    Scores are x W^T + b, and where a scale for each feature is given, that times the scale; only
+    positive ones are ever chosen. Each method returns a support, and x W^T + b there in fp32 where
+    it was computed on the way.
     """
 
     def __init__(self, device: torch.device, *, dtype: torch.dtype | None = None) -> None:
@@ -56,12 +59,17 @@ class Scorer:
 
     @torch.no_grad()
     def topk(
-        self, x: Float[Tensor, "tokens d"], W: Tensor, b: Float[Tensor, " width"], k: int
+        self,
+        x: Float[Tensor, "tokens d"],
+        W: Tensor,
+        b: Float[Tensor, " width"],
+        k: int,
+        scale: Float[Tensor, " width"] | None = None,
     ) -> tuple[SparseSupport, Tensor]:
         """Choose the k largest scores of each token."""
         found = [
             _places_above(piece, _loosened(_kth_of_rows(piece, k)))
-            for piece in self._pieces(x, W, b, k)
+            for piece in self._pieces(x, W, b, k, scale)
         ]
         support, values = self._recompute(found, x, W, b)
         # Few more than k of each row are left: lay them out as a table and cut it.
@@ -73,7 +81,7 @@ class Scorer:
         if longest <= k:
             return support, values
         table = values.new_full((len(x), longest), -torch.inf)
-        table[support.tokens, column] = values
+        table[support.tokens, column] = _scaled(values, support, scale)
         kth = table.topk(k, dim=1, sorted=False)
         keep = torch.zeros_like(table, dtype=torch.bool).scatter_(1, kth.indices, True)
         keep_places = keep[support.tokens, column]
@@ -81,28 +89,34 @@ class Scorer:
 
     @torch.no_grad()
     def batch_topk(
-        self, x: Float[Tensor, "tokens d"], W: Tensor, b: Float[Tensor, " width"], count: int
+        self,
+        x: Float[Tensor, "tokens d"],
+        W: Tensor,
+        b: Float[Tensor, " width"],
+        count: int,
+        scale: Float[Tensor, " width"] | None = None,
     ) -> tuple[SparseSupport, Tensor]:
         """Choose the `count` largest scores of the whole batch, the first of equal ones."""
         level: Tensor | None = None
         while True:
             found = []
-            for piece in self._pieces(x, W, b, count // max(len(x), 1)):
+            for piece in self._pieces(x, W, b, count // max(len(x), 1), scale):
                 if level is None:
                     level = _level_of_all(piece, count * piece.n_tokens // max(len(x), 1))
                 found.append(_places_above(piece, _loosened(level)))
             support, values = self._recompute(found, x, W, b)
-            last = kth_largest(values, count) if len(values) >= count else values.new_zeros(())
+            scores = _scaled(values, support, scale)
+            last = kth_largest(scores, count) if len(scores) >= count else scores.new_zeros(())
             # Nothing was missed, unless the level of the first piece was too high for the others.
             if level is None or level <= 0 or last + SLACK >= level:
                 break
             level = (0.9 * level - SLACK).clamp_min(0)
         if len(values) <= count:
             return support, values
-        keep = values >= last
+        keep = scores >= last
         surplus = int(keep.sum()) - count
         if surplus:
-            keep[(values == last).nonzero().squeeze(1)[-surplus:]] = False
+            keep[(scores == last).nonzero().squeeze(1)[-surplus:]] = False
         return support.subset(keep), values[keep]
 
     @torch.no_grad()
@@ -113,16 +127,17 @@ class Scorer:
 
         Where so many are that dense products are faster, every place is chosen.
         """
-        limit = 0.02 if self.dtype == torch.bfloat16 else 0.15
         found = []
         for piece in self._pieces(x, W, b, 1):
             places = _places_above(piece, x.new_zeros(()))
-            if len(places[1]) > limit * piece.n_tokens * len(W):
+            if len(places[1]) > _DENSE_ABOVE * piece.n_tokens * len(W):
                 return DenseSupport(len(x), len(W), self.dtype)
             found.append(places)
         return self._join(found, len(x), len(W))
 
-    def _pieces(self, x: Tensor, W: Tensor, b: Tensor, k: int) -> Iterator[_Piece]:
+    def _pieces(
+        self, x: Tensor, W: Tensor, b: Tensor, k: int, scale: Tensor | None = None
+    ) -> Iterator[_Piece]:
         """Yield scores, too high by `SLACK`, so that no positive one is below 0.
 
         Each piece is overwritten by the next; about k scores of each row are looked for.
@@ -131,18 +146,23 @@ class Scorer:
         self._piece = max(min(_BUFFER // width, len(x)), 1)
         if self._buffer.numel() < self._piece * width:
             self._buffer = self._buffer.new_empty(self._piece * width)
-        bias = b + SLACK
+        bias = (b if scale is None else b * scale) + SLACK
         rounded = bias.to(self.dtype)
-        weights = self._with_columns("W", W, rounded, bias - rounded.to(b.dtype))
+        rest = bias - rounded.to(b.dtype)
+        weights = self._with_columns("W", W, rounded, rest, scale=scale)
         inputs = self._with_columns("x", x, 1.0, 1.0)
         for part in inputs.split(self._piece):
             out = self._buffer[: len(part) * width].view(len(part), width)
             yield _Piece.of(torch.mm(part, weights.T, out=out), k)
 
     def _with_columns(
-        self, name: str, rows: Float[Tensor, "n d"], *columns: Float[Tensor, " n"] | float
+        self,
+        name: str,
+        rows: Float[Tensor, "n d"],
+        *columns: Float[Tensor, " n"] | float,
+        scale: Float[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n d_and_more"]:
-        """Return rows and more columns in the product's dtype, in memory kept from step to step.
+        """Return scaled rows and more columns in the product's dtype, in memory that is kept.
 
         The bias goes into the product as two columns, rounded and what rounding left: adding it
         afterwards would take another pass over all scores, and lose half its digits.
@@ -152,7 +172,10 @@ class Scorer:
         kept = self._kept.get(name)
         if kept is None or kept.shape != shape:
             kept = self._kept[name] = rows.new_empty(shape, dtype=self.dtype)
-        kept[:, :d].copy_(rows)
+        if scale is None:
+            kept[:, :d].copy_(rows)
+        else:
+            torch.mul(rows, scale[:, None], out=kept[:, :d])
         for number, column in enumerate(columns):
             kept[:, d + number] = column
         return kept
@@ -160,7 +183,7 @@ class Scorer:
     def _recompute(
         self, found: list[Places], x: Tensor, W: Tensor, b: Tensor
     ) -> tuple[SparseSupport, Tensor]:
-        """Return the candidates that are positive in fp32, with their scores."""
+        """Return the candidates that are positive in fp32, with x W^T + b there."""
         support = self._join(found, len(x), len(W))
         values = dot(x, W, support) + support.at(b)
         keep = values > 0
@@ -174,6 +197,10 @@ class Scorer:
         return SparseSupport.from_places(
             torch.cat(tokens or [nothing]), torch.cat(features or [nothing]), n_tokens, width
         )
+
+
+def _scaled(values: Tensor, support: SparseSupport, scale: Tensor | None) -> Tensor:
+    return values if scale is None else values * support.at(scale)
 
 
 def kth_largest(values: Float[Tensor, " n"], k: int) -> Float[Tensor, ""]:

@@ -49,8 +49,7 @@ class TopK(SparseCoder):
     def choose(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> Choice:
         """Choose the k largest of each token, 4k with `multi`."""
         k = MULTI_K * self.k if self.multi else self.k
-        support, scores = scorer.topk(x, *self.scoring_weights(), k)
-        return support, scores if self.unit_norm else None
+        return scorer.topk(x, self.W_enc, self.b_enc, k, self.scale())
 
     def error(
         self, code: TrainingCode, rest: Float[Tensor, "tokens d_out"]
@@ -59,7 +58,8 @@ class TopK(SparseCoder):
         if not self.multi:
             return super().error(code, rest)
         assert isinstance(code.support, SparseSupport)
-        few = code.values * _largest(code.values.detach(), code.support, self.k)
+        strengths = self.strengths(code.values, code.support).detach()
+        few = code.values * _largest(strengths, code.support, self.k)
         left = rest - code.support.decode(few, self.W_dec)
         wide = rest - code.support.decode(code.values, self.W_dec)
         return mean_square(left) + MULTI_WEIGHT * mean_square(wide), left

@@ -30,12 +30,16 @@ class _Candidate:
 def choose_features(features: Features, count: int = 20) -> list[int]:
     """Return `count` features that are specific, well attested and unlike each other.
 
-    Left out are the densest (above 2% of tokens, which rarely mean one thing) and those seen in
-    few documents. Half of the rest shown fire on one word, ranked by how far their strongest
-    activations stand out; half fire on many words that something else unites, ranked by how
-    clearly they say what comes next. No two share a word.
+    Left out are the densest (above 2% of tokens, which rarely mean one thing; where most features
+    are denser than that, the denser half) and those seen in few documents. Half of the rest shown
+    fire on one word, ranked by how far their strongest activations stand out; half fire on many
+    words that something else unites, ranked by how clearly they say what comes next. No two share
+    a word.
     """
-    candidates = [c for f in features.live if (c := _candidate(features, f)) is not None]
+    live = features.live
+    most = max(0.02 * features.n_tokens, float(np.median(features.counts[live])) if live else 0)
+    sparse = [f for f in live if 10 <= features.counts[f] <= most]
+    candidates = [c for f in sparse if (c := _candidate(features, f)) is not None]
     words = [
         c for c in candidates if c.purity >= 0.7 and len(c.peak) >= 3 and c.peak.isidentifier()
     ]
@@ -57,9 +61,7 @@ def choose_features(features: Features, count: int = 20) -> list[int]:
 
 
 def _candidate(features: Features, feature: int) -> _Candidate | None:
-    tokens, values = features.entries(feature)
-    if not 10 <= len(tokens) <= 0.02 * features.n_tokens:
-        return None
+    _, values = features.entries(feature)
     peaks = [e.tokens[e.peak].strip() for e in features.view(feature, exemplars=_TOP).exemplars]
     if len(peaks) < _FEWEST:
         return None

@@ -15,7 +15,7 @@ Init = Literal["random", "data"]
 Centre = Literal["mean", "median"]
 
 DEFAULT_L0 = 32
-DEFAULT_LR, DEFAULT_LR_WIDTH = 4e-3, 2048
+DEFAULT_LR, DEFAULT_LR_WIDTH = 8e-3, 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class TrainConfig:
     pool: int = 65_536
     """Tokens in the pool that batches are drawn from at random."""
     lr: float | None = None
-    """Peak learning rate; default 4e-3 / sqrt(width / 2048)."""
+    """Peak learning rate; default 8e-3 / sqrt(width / 2048)."""
     seed: int = 0
     """Decides everything random: initial weights, order of text, shuffling."""
     target: str | None = None
@@ -53,8 +53,9 @@ class TrainConfig:
     """Add a linear path from input to output (transcoders)."""
     tied: bool = False
     """The encoder's rows are the decoder's."""
-    unit_norm: bool = True
-    """Hold directions at unit norm in training; else bring them there when it is over."""
+    unit_norm: bool = False
+    """Hold directions at unit norm in training; else bring them there when it is over. Tied ones
+    are always held."""
     init: Init = "random"
     """Start from random directions, or from tokens' activations (`data`)."""
     centre: Centre = "mean"
@@ -141,8 +142,6 @@ class TrainConfig:
                     "option",
                     f"drop {option}",
                 )
-        if self.tied and not self.unit_norm:
-            raise UserError("tied weights and free norms contradict one another", "drop either")
 
     @property
     def has_k(self) -> bool:
@@ -175,11 +174,12 @@ class TrainConfig:
         own = {name: getattr(self, name) for name in ("k", *_OWN_OPTIONS)}
         if self.held_by_itself:
             own["sparsity"] = "quadratic"
-        shared = {"tied": self.tied, "skip": self.skip, "unit_norm": self.unit_norm}
+        unit_norm = self.unit_norm or self.tied
+        shared = {"tied": self.tied, "skip": self.skip, "unit_norm": unit_norm}
         return {**shared, **{name: value for name, value in own.items() if value is not None}}
 
     def learning_rate(self, width: int) -> float:
-        """Peak learning rate: the one given, or 4e-3 / sqrt(width / 2048).
+        """Peak learning rate: the one given, or 8e-3 / sqrt(width / 2048).
 
         The inverse square root of the width is Gao et al.'s rule (arXiv 2406.04093, section 3).
         """

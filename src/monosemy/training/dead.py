@@ -116,7 +116,7 @@ def resample(
     chances = (loss / loss.max()).square().clamp_min(1e-12) * (loss > 0)
     drawn = torch.multinomial(chances, len(numbers), generator=generator).to(x.device)
     live_norm = coder.W_enc[~dead].norm(dim=1).mean()
-    coder.W_dec[numbers] = _unit(left[drawn])
+    coder.W_dec[numbers] = _unit(left[drawn]) * coder.W_dec[~dead].norm(dim=1).mean()
     if not coder.tied:
         coder.W_enc[numbers] = _unit(x[drawn]) * live_norm * _RESAMPLED_ENCODER
     coder.b_enc[numbers] = 0

@@ -50,7 +50,7 @@ def start_from_data(
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(x), generator=generator) for _ in range(-(-coder.width // len(x)))]
     drawn = torch.cat(orders)[: coder.width].to(x.device)
-    coder.W_dec.copy_(_unit(y[drawn]))
+    coder.W_dec.copy_(_unit(y[drawn]) * coder.W_dec.norm(dim=1, keepdim=True))
     if coder.tied:
         return
     coder.W_enc.copy_(_unit(x[drawn]))

@@ -25,7 +25,9 @@ from monosemy.training.dead import (
     resample,
 )
 
-WARM_UP, DECAY = 1 / 20, 1 / 5
+BETAS = (0.8, 0.99)
+"""Of Adam: shorter memories than usual, for gradients that turn as features form."""
+WARM_UP, DECAY = 1 / 10, 1 / 5
 """Shares of a run over which the learning rate rises, and at the end falls."""
 
 
@@ -56,7 +58,7 @@ class Member:
     Args:
         coder: trained in place.
         lr: peak learning rate of Adam.
-        steps: the whole run; warm-up takes its first twentieth, decay its last fifth.
+        steps: the whole run; warm-up takes its first tenth, decay its last fifth.
         dead_after: tokens without firing after which a feature counts as dead.
         weight: of the penalty, a number held or a controller.
         revival: how dead features are brought back.
@@ -94,7 +96,7 @@ class Member:
             {"params": [parameter], "rate": coder.rates.get(name, 1.0)}
             for name, parameter in coder.named_parameters()
         ]
-        self.optimizer = torch.optim.Adam(groups, lr=lr, eps=1e-8, fused=True)
+        self.optimizer = torch.optim.Adam(groups, lr=lr, betas=BETAS, eps=1e-8, fused=True)
         self.generator = torch.Generator().manual_seed(0)
         self.ema = WeightAverage(coder, ema) if ema else None
 

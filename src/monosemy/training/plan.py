@@ -13,7 +13,7 @@ from monosemy.coders import Provenance, SparseCoder, make_coder
 from monosemy.corpus import Corpus, TokenPolicy
 from monosemy.errors import UserError
 from monosemy.lm import LM
-from monosemy.training.config import TrainConfig
+from monosemy.training.config import DEFAULT_LR, DEFAULT_LR_WIDTH, TrainConfig
 from monosemy.training.control import RAMP
 from monosemy.training.member import DECAY, WARM_UP
 
@@ -79,7 +79,11 @@ class Plan:
             "text": f"rows of {c.context} tokens, {'packed' if c.packed else 'one a document'}",
             "pool": f"{c.pool:,} tokens",
             "learning rate": f"{lr:.3g}"
-            + (f" = 4e-3 / sqrt({self.width} / 2048)" if lr == ruled else ""),
+            + (
+                f" = {DEFAULT_LR:g} / sqrt({self.width} / {DEFAULT_LR_WIDTH})"
+                if lr == ruled
+                else ""
+            ),
             "schedule": f"rise over {max(int(steps * WARM_UP), 1):,} steps, fall over the last "
             f"{max(int(steps * DECAY), 1):,}"
             + (
@@ -92,7 +96,7 @@ class Plan:
             "loss": c.objective,
             "start": f"{c.init} directions, b_dec at the {c.centre}, "
             + ("tied" if c.tied else "encoder a copy of the decoder"),
-            "decoder": "unit norm" if c.unit_norm else "free norm, folded when saved",
+            "decoder": "unit norm" if c.unit_norm or c.tied else "free norm, folded when saved",
             "seed": str(c.seed),
         }
 
