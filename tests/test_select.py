@@ -72,6 +72,23 @@ def test_bf16_loses_none_of_the_largest_at_other_scales(method: str, scale: floa
         assert torch.equal(mask, right)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_scaled_scores_decide_and_unscaled_ones_come_back(method: str, dtype: torch.dtype) -> None:
+    """As with directions of free norms, which lie some octaves round their mean."""
+    for k in (1, 4, 16):
+        x, W, b = problem(200, 1024)
+        scale = (torch.randn(1024) * 0.7).exp()
+        scale /= scale.mean()
+        count = k * len(x) if method == "batch_topk" else k
+        support, values = getattr(scorer(dtype), method)(x, W, b, count, scale)
+        torch.testing.assert_close(
+            support.dense(values), support.dense(torch.ones_like(values)) * (x @ W.T + b)
+        )
+        mask = support.dense(torch.ones_like(values)).bool()
+        assert torch.equal(mask, expected(method, x, W * scale[:, None], b * scale, k))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_of_very_different_norms(method: str) -> None:
     x, W, b = problem(200, 512)
