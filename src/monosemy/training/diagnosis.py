@@ -29,8 +29,8 @@ Cause = Literal[
 ]
 
 WINDOW, SHORTEST_WINDOW = 1 / 20, 10
-"""Share of the run that a judgement looks back on, as long as the warm-up; and its fewest steps,
-below which a median and a trend mean little."""
+"""Share of the run that a judgement looks back on, half the warm-up; and its fewest steps, below
+which a median and a trend mean little."""
 _KEPT = 100
 """Steps kept of a window; in a longer one, every so many."""
 
