@@ -28,7 +28,7 @@ VARIANTS = {
     "relu_kl": {},
     "nonnegative": {},
 }
-FULL = Setting("stdlib", 2048, 0, 2048, 1_048_576, 65_536)
+FULL = Setting("stdlib", 2048, 0, 2048, 524_288, 65_536)
 QUICK = Setting("stdlib", 512, 0, 1024, 131_072, 16_384)
 
 

@@ -18,8 +18,8 @@ A peer whose L0 is off the target by more than a tenth is not compared: its FVU 
 another L0. If that leaves none, ours is compared with the best of those that use more features.
 
 On synthetic activations, whose features are known, the mean max cosine (MMCS) and F1 of
-recovery are measured too; they make no claim. A library whose search ends more than a tenth above
-the best one's is trained with the first seed only.
+recovery are measured too; they make no claim. A library whose search ends at another L0, or more
+than a tenth above the best one's FVU, is trained with the first seed only.
 
 Results are kept under benchmarks/.cache/results: a run that was interrupted goes on where it was.
 Ours are made anew when the code that trains changes.
@@ -200,7 +200,7 @@ def compare(setting, architecture, peers, args):
 
 
 def their_rows(setting, files, architecture, peers, args):
-    """Return the rows of libraries; of those far behind in the search, of the first seed only."""
+    """Return the rows of libraries; of those out of the running, of the first seed only."""
     search = replace(setting, tokens=setting.tokens // SEARCH)
     rates, found = {}, {}
     for library in peers:
@@ -214,7 +214,9 @@ def their_rows(setting, files, architecture, peers, args):
     lowest = min((f["fvu"] for f in found.values() if near(f["l0"], setting.k)), default=0.0)
     rows = []
     for library in peers:
-        behind = found[library]["fvu"] > BEHIND * lowest
+        behind = found[library]["fvu"] > BEHIND * lowest or not near(
+            found[library]["l0"], setting.k
+        )
         results = [
             peer_result(setting, files, f"{library}:{architecture}", rates[library], seed, args)
             for seed in (args.seeds[:1] if behind else args.seeds)
