@@ -21,7 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "batch_topk": {"architecture": "batch_topk", "k": 8},
     "jumprelu": {"architecture": "jumprelu", "target_l0": 8, "ema": 0.99},
     "resampled": {"architecture": "relu", "target_l0": 8, "revive": "resample"},
-    "transcoder": {"architecture": "topk", "k": 8, "target": "layers.1.mlp", "skip": True},
+    "transcoder": {"architecture": "topk", "k": 8, "target": "final_norm", "skip": True},
     "end_to_end": {"architecture": "topk", "k": 8, "objective": "kl"},
 }
 CHECKPOINT = 1024
