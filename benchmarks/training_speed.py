@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from monosemy.activations.synthetic import SyntheticFeatures
 from monosemy.coders import make_coder
 from monosemy.coders.select import Scorer
+from monosemy.training.config import TrainConfig
 from monosemy.training.member import Member
 
 D_IN, WIDTH, K, BATCH = 512, 8192, 32, 4096
@@ -88,7 +89,8 @@ def activations(n):
 
 def our_member(name, x, width=WIDTH, dead_share=0.05):
     """A member about to take steps, at L0 about k, with some features that count as dead."""
-    coder = make_coder(name, x.shape[1], width, **({"k": K} if has_k(name) else {}))
+    k = {"k": K} if has_k(name) else {}
+    coder = make_coder(name, x.shape[1], width, unit_norm=TrainConfig().unit_norm, **k)
     coder.start(x[:1024], K)
     member = Member(
         coder, lr=1e-3, steps=10_000, dead_after=10**9, weight=0.0 if has_k(name) else 0.01
