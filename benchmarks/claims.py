@@ -1,7 +1,9 @@
 """A measured figure, its target, and how both are printed and written."""
 
+import argparse
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,19 @@ class Claim:
         if self.higher_is_better:
             return self.value >= self.target
         return self.value <= self.target
+
+
+def parser(description, docs=False):
+    """Return a parser with the options that all benchmarks have; `--docs` for those with tables."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--quick", action="store_true", help="less of everything, within a minute")
+    made.add_argument("--json", type=Path, help="write the claims here")
+    if docs:
+        made.add_argument("--docs", type=Path, help="write the tables between this file's marks")
+    made.add_argument("--threads", type=int, default=2)
+    return made
 
 
 def report(claims, path=None):

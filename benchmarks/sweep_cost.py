@@ -10,14 +10,12 @@ few rows for the fingerprint of each dictionary.
 It also measures what stacking the coders' encoder products into one would save.
 """
 
-import argparse
 import itertools
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from claims import Claim, report
+from claims import Claim, parser, report
 
 from monosemy import LM, open_corpus
 from monosemy.coders.select import Scorer
@@ -27,11 +25,7 @@ KS, SEEDS = [16, 32, 64, 128], [0, 1]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer tokens, within a minute")
-    parser.add_argument("--json", type=Path, help="write the claims here")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     torch.set_num_threads(args.threads)
     lm, corpus = LM("builtin:stdlib", device="cpu"), open_corpus("builtin:stdlib")
     settings = {"width": 2048, "tokens": 32_768 if args.quick else 524_288, "pool": 16_384}

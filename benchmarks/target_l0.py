@@ -8,11 +8,8 @@ Each is also trained, at 32, from other starts than its own, given in multiples 
 claim is the largest share by which an architecture is off.
 """
 
-import argparse
-from pathlib import Path
-
 import torch
-from claims import Claim, report, write_between
+from claims import Claim, parser, report, write_between
 from training_quality import Setting, figures, kept, our_code, train_ours
 
 from monosemy.device import fix_threads
@@ -51,16 +48,10 @@ def main():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small, within a minute")
-    parser.add_argument("--json", type=Path, help="write the claims here")
-    parser.add_argument("--docs", type=Path, help="write the table between this file's marks")
-    parser.add_argument("--starts", type=float, nargs="*", default=[0.5, 8.0])
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
+    options = parser(__doc__, docs=True)
+    options.add_argument("--starts", type=float, nargs="*", default=[0.5, 8.0])
+    options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    return options.parse_args()
 
 
 def result(base, name, target, start):

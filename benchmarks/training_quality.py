@@ -25,7 +25,6 @@ Results are kept under benchmarks/.cache/results: a run that was interrupted goe
 Ours are made anew when the code that trains changes.
 """
 
-import argparse
 import functools
 import hashlib
 import json
@@ -39,21 +38,24 @@ from pathlib import Path
 
 import torch
 from activations import CACHE, SYNTHETIC, model_activations, synthetic_activations
-from claims import Claim, report, write_between
+from claims import Claim, parser, report, write_between
 from safetensors.torch import load_file
 
 import monosemy
-from monosemy.coders import BatchTopK, Provenance
+from monosemy.artefact import write_text
+from monosemy.coders import Provenance
 from monosemy.coders.registry import architecture_named
 from monosemy.coders.select import Scorer
 from monosemy.device import fix_threads
 from monosemy.errors import UserError
+from monosemy.metrics import Activity, Reconstruction
 from monosemy.metrics.recovery import mean_max_cosine, recovery_f1
 from monosemy.training.config import TrainConfig
 from monosemy.training.plan import Plan
 from monosemy.training.session import (
     STATISTICS_TOKENS,
     THRESHOLD_BATCHES,
+    finish_coder,
     make_member,
     start_coder,
 )
@@ -176,17 +178,11 @@ def main():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small and one seed, within a minute")
-    parser.add_argument("--json", type=Path, help="write the claims here")
-    parser.add_argument("--docs", type=Path, help="write the tables between this file's marks")
-    parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--models", nargs="+", choices=list(FULL))
-    parser.add_argument("--architectures", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    options = parser(__doc__, docs=True)
+    options.add_argument("--seeds", type=int, nargs="+")
+    options.add_argument("--models", nargs="+", choices=list(FULL))
+    options.add_argument("--architectures", nargs="+", choices=list(PEERS), default=list(PEERS))
+    args = options.parse_args()
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     args.models = args.models or (["stdlib"] if args.quick else list(FULL))
     return args
@@ -293,27 +289,22 @@ def train_ours(setting, x, architecture, seed, *, start=None, **options):
     for batch in batches:
         member.step(batch)
     member.finish()
-    if not coder.unit_norm:
-        coder.fold_norms()
-    if isinstance(coder, BatchTopK):
-        coder.set_threshold(batches[-THRESHOLD_BATCHES:])
-    return coder.eval().requires_grad_(False), time.perf_counter() - began
+    finish_coder(coder, batches[-THRESHOLD_BATCHES:])
+    return coder, time.perf_counter() - began
 
 
 @torch.no_grad()
 def figures(coder, held_out, size=4096):
     """Return FVU over all tokens, mean L0 and the share of features that never fire."""
-    mean = held_out.double().mean(0)
-    error = deviation = fires = 0
+    sums, activity = Reconstruction(held_out.mean(0)), Activity(coder.width)
     for x in held_out.split(size):
         out, code = coder.reconstruct(x)
-        error += (x - out).double().square().sum()
-        deviation += (x - mean).square().sum()
-        fires += torch.bincount(code.indices[code.values > 0], minlength=coder.width)
+        sums.update(x, out, code.l0)
+        activity.update(code.values, code.indices, len(x))
     return {
-        "fvu": (error / deviation).item(),
-        "l0": fires.sum().item() / len(held_out),
-        "dead_share": (fires == 0).double().mean().item(),
+        "fvu": sums.compute()["fvu"],
+        "l0": activity.l0,
+        "dead_share": activity.dead_share,
     }
 
 
@@ -365,10 +356,7 @@ def kept(path, measure):
     said = ", ".join(f"{name} {result[name]:.4g}" for name in ("fvu", "l0", "dead_share"))
     print(f"{path.parent.name:11} {path.stem}: {said}", end="", file=sys.stderr)
     print(f" ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(result, indent=2) + "\n")
-    draft.replace(path)
+    write_text(path, json.dumps(result, indent=2) + "\n")
     return result
 
 

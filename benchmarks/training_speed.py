@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from claims import Claim, report
+from claims import Claim, parser, report
 from safetensors.torch import save_file
 
 from monosemy.activations.synthetic import SyntheticFeatures
@@ -71,12 +71,9 @@ def main():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer steps, within a minute")
-    parser.add_argument("--json", type=Path, help="write the claims here")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
+    return options.parse_args()
 
 
 def activations(n):

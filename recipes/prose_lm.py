@@ -29,8 +29,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from text_model import BOS, VOCABULARY, bits_per_byte, encode, train_bpe
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -38,8 +38,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from monosemy import open_corpus
 from monosemy.corpus import Document
 
-BOS = "<|endoftext|>"
-VOCABULARY = 4096
 CONTEXT = 256
 BATCH = 16
 WARM_UP_STEPS, DECAY = 50, 0.4
@@ -75,7 +73,7 @@ def main() -> None:
         "training_tokens": sum(map(len, encode(tokenizer, train))),
         "tokens_seen": steps * BATCH * CONTEXT,
         "held_out_documents": len(held_out),
-        "bits_per_byte": bits_per_byte(model.eval(), tokenizer, held_out),
+        "bits_per_byte": bits_per_byte(model.eval(), tokenizer, held_out, CONTEXT),
         "baselines": baselines(tokenizer, train, held_out),
     }
     (args.out / "model" / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -101,23 +99,8 @@ def model_config(dropout: float) -> GPT2Config:
 def train_tokenizer(texts: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[BOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, 0)]
-    )
+    train_bpe(tokenizer, texts)
     return tokenizer
-
-
-def encode(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of each text, without BOS."""
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [np.array(e.ids, dtype=np.int64) for e in encodings]
 
 
 # --- training -------------------------------------------------------------------------------
@@ -176,21 +159,6 @@ def next_token_loss(model: GPT2LMHeadModel, batch: Tensor) -> Tensor:
 
 
 # --- figures --------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def bits_per_byte(model: GPT2LMHeadModel, tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Bits the model needs for a byte of `texts`, each cut into rows of BOS and CONTEXT-1 tokens.
-
-    The first tokens of a row are predicted with little context, nothing is carried over.
-    """
-    bits, size = 0.0, sum(len(text.encode()) for text in texts)
-    for ids in encode(tokenizer, texts):
-        for piece in np.split(ids, range(CONTEXT - 1, len(ids), CONTEXT - 1)):
-            row = torch.from_numpy(np.append(0, piece))[None]
-            logits = model(input_ids=row, use_cache=False).logits[0, :-1]
-            bits += F.cross_entropy(logits, row[0, 1:], reduction="sum").item() / math.log(2)
-    return bits / size
 
 
 def baselines(tokenizer: Tokenizer, train: list[str], held_out: list[str]) -> dict[str, float]:

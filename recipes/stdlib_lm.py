@@ -33,16 +33,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from text_model import BOS, VOCABULARY, bits_per_byte, encode, train_bpe
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from monosemy.corpus.stdlib import stdlib_documents
 
-BOS = "<|endoftext|>"
-VOCABULARY = 4096
 CONTEXT = 512
 BATCH = 32
 # Words take the space, dot or underscore before them along; punctuation that ends a line takes
@@ -95,8 +93,8 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": args.tokens + args.finish,
         "held_out_files": len(held_out),
-        "bits_per_byte": bits_per_byte(model, tokenizer, held_out),
-        "bits_per_byte_test_suite": bits_per_byte(model, tokenizer, held_out_tests),
+        "bits_per_byte": bits_per_byte(model, tokenizer, held_out, CONTEXT),
+        "bits_per_byte_test_suite": bits_per_byte(model, tokenizer, held_out_tests, CONTEXT),
         "baselines": baselines(tokenizer, train, held_out),
     }
     (args.out / "model" / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -133,24 +131,9 @@ def load_or_train_tokenizer(path: Path, texts: list[str]) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[BOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, 0)]
-    )
+    train_bpe(tokenizer, texts)
     tokenizer.save(str(path))
     return tokenizer
-
-
-def encode(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of each text, without BOS."""
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [np.array(e.ids, dtype=np.int64) for e in encodings]
 
 
 # --- training -------------------------------------------------------------------------------
@@ -272,22 +255,6 @@ def load_state(path: Path, model: nn.Module, optimizers: list) -> int:
 
 
 # --- figures --------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def bits_per_byte(model: LlamaForCausalLM, tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Bits the model needs for a byte of `texts`: every token scored once, nothing carried over.
-
-    Each text is cut into pieces of CONTEXT-1 tokens, each behind a BOS, so the first tokens of a
-    piece are predicted with little context; a sliding window would give a lower figure.
-    """
-    bits, size = 0.0, sum(len(text.encode()) for text in texts)
-    for ids in encode(tokenizer, texts):
-        for piece in np.split(ids, range(CONTEXT - 1, len(ids), CONTEXT - 1)):
-            row = torch.from_numpy(np.append(0, piece))[None]
-            logits = model(input_ids=row, use_cache=False).logits[0, :-1]
-            bits += F.cross_entropy(logits, row[0, 1:], reduction="sum").item() / math.log(2)
-    return bits / size
 
 
 def baselines(tokenizer: Tokenizer, train: list[str], held_out: list[str]) -> dict[str, float]:

@@ -72,8 +72,8 @@ class Command:
         points: list[str | None] = [*self.hookpoint] or [None]
         grid = self.grid.lists()
         console.print(f"{lm} on {describe(lm.device)}", style="dim")
-        check_trackers(self.track)
         if self.dry_run:
+            check_trackers(self.track)
             configs = expand(self.settings, grid)
             for plan in make_plans(lm, corpus, points, configs, None, out, many=True):
                 console.rule(plan.name)

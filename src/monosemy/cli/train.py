@@ -45,8 +45,8 @@ class Command:
         corpus = self.text.open()
         out = self.out or next_free()
         console.print(f"{lm} on {describe(lm.device)}", style="dim")
-        check_trackers(self.track)
         if self.dry_run:
+            check_trackers(self.track)
             (plan,) = make_plans(lm, corpus, [self.hookpoint], [self.settings], None, out)
             print_settings({"run folder": str(out), **plan.describe()})
             return

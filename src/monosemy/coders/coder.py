@@ -101,10 +101,10 @@ class SparseCoder(nn.Module, ABC):
         self.d_in, self.width, self.d_out = d_in, width, d_out
         self.tied, self.unit_norm = tied, unit_norm
         generator = torch.Generator().manual_seed(seed)
-        directions = _unit_rows(torch.randn(width, d_out, generator=generator))
+        directions = unit_rows(torch.randn(width, d_out, generator=generator))
         encoder = directions.clone()
         if d_out != d_in:
-            encoder = _unit_rows(torch.randn(width, d_in, generator=generator))
+            encoder = unit_rows(torch.randn(width, d_in, generator=generator))
         self.W_dec = nn.Parameter(directions if unit_norm else START_NORM * directions)
         self.W_enc = self.W_dec if tied else nn.Parameter(encoder)
         self.b_enc = nn.Parameter(torch.zeros(width))
@@ -308,7 +308,12 @@ class SparseCoder(nn.Module, ABC):
 
 def mean_square(left: Float[Tensor, "tokens d"]) -> Float[Tensor, ""]:
     """Return the squared norm, a mean over tokens; 0 of no tokens."""
-    return _SumOfSquares.apply(left) / max(len(left), 1)
+    return sum_of_squares(left) / max(len(left), 1)
+
+
+def sum_of_squares(left: Tensor) -> Float[Tensor, ""]:
+    """Return the squared norm of a whole tensor."""
+    return _SumOfSquares.apply(left)
 
 
 def check_k(k: int, width: int) -> int:
@@ -326,7 +331,7 @@ def check_k(k: int, width: int) -> int:
 
 
 class _SumOfSquares(torch.autograd.Function):
-    """The squared norm; neither it nor its gradient takes fresh memory for another matrix."""
+    """The squared norm, without the matrices that `square` makes on its way there and back."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor) -> Tensor:
@@ -339,5 +344,6 @@ class _SumOfSquares(torch.autograd.Function):
         return left * (2 * gradients[0])
 
 
-def _unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Return rows brought to norm 1; a row of zeros stays one."""
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)

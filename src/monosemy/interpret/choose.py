@@ -36,9 +36,9 @@ def choose_features(features: Features, count: int = 20) -> list[int]:
     words that something else unites, ranked by how clearly they say what comes next. No two share
     a word.
     """
-    live = features.live
-    most = max(0.02 * features.n_tokens, float(np.median(features.counts[live])) if live else 0)
-    sparse = [f for f in live if 10 <= features.counts[f] <= most]
+    live, counts = features.live, features.counts
+    most = max(0.02 * features.n_tokens, float(np.median(counts[live])) if live else 0)
+    sparse = [f for f in live if 10 <= counts[f] <= most]
     candidates = [c for f in sparse if (c := _candidate(features, f)) is not None]
     words = [
         c for c in candidates if c.purity >= 0.7 and len(c.peak) >= 3 and c.peak.isidentifier()

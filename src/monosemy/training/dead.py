@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from monosemy.coders import SparseCoder
-from monosemy.coders.coder import TrainingCode, mean_square
+from monosemy.coders.coder import TrainingCode, sum_of_squares, unit_rows
 from monosemy.coders.support import SparseSupport
 from monosemy.errors import UserError
 
@@ -62,8 +62,8 @@ def auxk_loss(
         best, columns = (x @ W_enc.T + b_enc).topk(k, dim=1, sorted=False)
         support = SparseSupport.from_rows(columns, len(numbers)).subset(best.reshape(-1) > 0)
     values = support.affine(x, W_enc, b_enc).relu()
-    wrong = mean_square(left - support.decode(values, W_dec)) * len(x)
-    spread = mean_square(left - left.mean(0)) * len(x)
+    wrong = sum_of_squares(left - support.decode(values, W_dec))
+    spread = sum_of_squares(left - left.mean(0))
     # One token, or a batch explained exactly, leaves nothing to compare with.
     return torch.where(spread > 1e-12, wrong / spread.clamp_min(1e-12), 0.0)
 
@@ -116,9 +116,9 @@ def resample(
     chances = (loss / loss.max()).square().clamp_min(1e-12) * (loss > 0)
     drawn = torch.multinomial(chances, len(numbers), generator=generator).to(x.device)
     live_norm = coder.W_enc[~dead].norm(dim=1).mean()
-    coder.W_dec[numbers] = _unit(left[drawn]) * coder.W_dec[~dead].norm(dim=1).mean()
+    coder.W_dec[numbers] = unit_rows(left[drawn]) * coder.W_dec[~dead].norm(dim=1).mean()
     if not coder.tied:
-        coder.W_enc[numbers] = _unit(x[drawn]) * live_norm * _RESAMPLED_ENCODER
+        coder.W_enc[numbers] = unit_rows(x[drawn]) * live_norm * _RESAMPLED_ENCODER
     coder.b_enc[numbers] = 0
     own: list[Tensor] = [p for name, p in coder.named_parameters() if name not in _SHARED]
     for parameter in own:
@@ -144,7 +144,3 @@ def fired(code: TrainingCode) -> Bool[Tensor, " width"]:
 def _rows(W: Float[Tensor, "width d"], numbers: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
     """Return rows of W; their gradient is sparse and costs nothing for the others."""
     return functional.embedding(numbers, W, sparse=W.device.type != "mps")
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monosemy.coders import SparseCoder
+from monosemy.coders.coder import unit_rows
 from monosemy.coders.select import Scorer
 
 _ROUNDS = 100
@@ -50,16 +51,12 @@ def start_from_data(
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(x), generator=generator) for _ in range(-(-coder.width // len(x)))]
     drawn = torch.cat(orders)[: coder.width].to(x.device)
-    coder.W_dec.copy_(_unit(y[drawn]) * coder.W_dec.norm(dim=1, keepdim=True))
+    coder.W_dec.copy_(unit_rows(y[drawn]) * coder.W_dec.norm(dim=1, keepdim=True))
     if coder.tied:
         return
-    coder.W_enc.copy_(_unit(x[drawn]))
+    coder.W_enc.copy_(unit_rows(x[drawn]))
     x, y = x[:_SAMPLE], y[:_SAMPLE]
     scorer = Scorer(x.device, dtype=x.dtype)
     support, values = scorer.topk(x, coder.W_enc, coder.b_enc, max(round(l0), 1))
     out = support.decode(values, coder.W_dec)
     coder.W_enc.mul_((out * y).sum() / out.square().sum().clamp_min(1e-12))
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8)

@@ -63,6 +63,7 @@ class Plan:
     def describe(self) -> dict[str, str]:
         """Return every setting as it will be, derived ones with their rule."""
         c, steps = self.config, self.config.steps
+        held = c.coder_options()["unit_norm"]
         asked = f"k {c.l0:.0f}" if c.has_k else f"target L0 {c.l0:g}, by a controller"
         if c.held_by_itself:
             asked = f"target L0 {c.l0:g}, by a quadratic penalty"
@@ -96,7 +97,7 @@ class Plan:
             "loss": c.objective,
             "start": f"{c.init} directions, b_dec at the {c.centre}, "
             + ("tied" if c.tied else "encoder a copy of the decoder"),
-            "decoder": "unit norm" if c.unit_norm or c.tied else "free norm, folded when saved",
+            "decoder": "unit norm" if held else "free norm, folded when saved",
             "seed": str(c.seed),
         }
 

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -319,11 +319,7 @@ class Session:
 
     def _finished(self, coder: SparseCoder, plan: Plan, sample: Sequence[Tensor]) -> SparseCoder:
         """Set what inference needs, then fold norms, centre and scale in."""
-        if not coder.unit_norm:
-            coder.fold_norms()
-        if isinstance(coder, BatchTopK):
-            coder.set_threshold(sample)
-        coder.eval().requires_grad_(False)
+        finish_coder(coder, sample)
         origin = self.statistics[plan.provenance.hookpoint]
         target = self.statistics[plan.provenance.explains]
         coder.fold(origin.mean, origin.scale, target.mean, target.scale)
@@ -444,6 +440,20 @@ def start_coder(
         above = 1.0 if plan.config.held_by_itself else START_ABOVE
     coder.start(x, min(above * plan.config.l0, coder.width / 2))
     coder.constrain()
+
+
+def finish_coder(coder: SparseCoder, sample: Iterable[Tensor]) -> None:
+    """Set what inference needs, in the scale of training: unit norms, and BatchTopK's threshold.
+
+    Args:
+        coder: set in place.
+        sample: batches of centred and scaled inputs.
+    """
+    if not coder.unit_norm:
+        coder.fold_norms()
+    if isinstance(coder, BatchTopK):
+        coder.set_threshold(sample)
+    coder.eval().requires_grad_(False)
 
 
 @contextmanager
