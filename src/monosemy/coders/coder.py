@@ -61,8 +61,6 @@ class SparseCoder(nn.Module, ABC):
     has_k: ClassVar[bool] = False
     """Its L0 is given by k; otherwise a penalty, and who weighs it, decide."""
 
-    rates: ClassVar[dict[str, float]] = {}
-    """Parameters whose learning rate is a multiple of the others'."""
     target_l0: float | None = None
     """Features that are to fire on a token: set for training, some penalties use it."""
 
@@ -110,6 +108,11 @@ class SparseCoder(nn.Module, ABC):
         self.b_enc = nn.Parameter(torch.zeros(width))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.W_skip = nn.Parameter(torch.zeros(d_out, d_in)) if skip else None
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Return the parameters whose learning rate is a multiple of the others', and which."""
+        return {}
 
     def options(self) -> dict[str, Any]:
         """Return what, beside sizes and weights, is needed to build this coder again."""

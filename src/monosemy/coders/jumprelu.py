@@ -24,7 +24,9 @@ to mean norm sqrt(d_in) and pre-activations have a standard deviation near 1."""
 START_THRESHOLD = 0.1
 """Low, so that a feature that has just come to fire does so weakly."""
 TANH_SLOPE = 4.0
-THRESHOLD_RATE = 5.0
+THRESHOLD_RATES = {"step": 20.0, "tanh": 5.0, "quadratic": 20.0}
+"""Times the learning rate at which log thresholds learn. Adam moves them by about the learning rate
+a step: too little for a short run, and most of all where the penalty reaches nothing else."""
 QUADRATIC_L0 = 32.0
 """Target of the quadratic penalty where nobody set one."""
 
@@ -40,8 +42,6 @@ class JumpReLU(SparseCoder):
     """
 
     architecture = "jumprelu"
-    # Adam moves a log threshold by about the learning rate a step: too little for a short run.
-    rates = {"log_threshold": THRESHOLD_RATE}
 
     def __init__(
         self,
@@ -68,6 +68,11 @@ class JumpReLU(SparseCoder):
     def options(self) -> dict[str, Any]:
         """Return the penalty's form and the bandwidth."""
         return {**super().options(), "sparsity": self.sparsity, "bandwidth": self.bandwidth}
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Return the thresholds' rate, which the penalty's form decides."""
+        return {"log_threshold": THRESHOLD_RATES[self.sparsity]}
 
     @property
     def threshold(self) -> Float[Tensor, " width"]:
