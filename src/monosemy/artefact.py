@@ -53,19 +53,19 @@ def save_artefact(
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise _disk_error(folder, error) from error
+        raise disk_error(folder, error) from error
     try:
         checksums = {}
         for name, tensors in files.items():
             save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft / name)
             (draft / name).chmod(0o644)
-            checksums[name] = _sha256(draft / name)
+            checksums[name] = sha256(draft / name)
         fields = {"kind": kind, "format_version": FORMAT_VERSION, **manifest, "files": checksums}
         write_text(draft / MANIFEST, json.dumps(fields, indent=2) + "\n")
         os.chmod(draft, 0o755)
         _swap(draft, folder)
     except (OSError, SafetensorError) as error:
-        raise _disk_error(folder, error) from error
+        raise disk_error(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
@@ -111,7 +111,7 @@ def load_tensors(folder: str | Path, name: str, manifest: Mapping[str, Any]) -> 
     expected = manifest.get("files", {}).get(name)
     if expected is None or not path.is_file():
         raise UserError(f"`{path}` is missing", "the folder was copied in part; copy it again")
-    if _sha256(path) != expected:
+    if sha256(path) != expected:
         raise UserError(
             f"`{path}` is damaged: {path.stat().st_size} bytes, checksum differs from {MANIFEST}",
             "it was truncated or altered after it was saved; copy it again",
@@ -134,7 +134,7 @@ def write_text(path: str | Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             draft.unlink()
-        raise _disk_error(path, error) from error
+        raise disk_error(path, error) from error
 
 
 def new_run_folder(folder: str | Path) -> Path:
@@ -152,7 +152,7 @@ def new_run_folder(folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _disk_error(folder, error) from error
+        raise disk_error(folder, error) from error
     return folder
 
 
@@ -165,12 +165,14 @@ def _swap(draft: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return a file's checksum."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _disk_error(path: Path, error: Exception) -> UserError:
+def disk_error(path: Path, error: Exception) -> UserError:
+    """Return what to tell a user whose disk refuses."""
     reason = getattr(error, "strerror", None) or str(error)
     return UserError(
         f"cannot write `{path}`: {reason}",

@@ -1,15 +1,34 @@
-"""Batches of activations: taken live from a model, shuffled, and their statistics."""
+"""Batches of activations: live from a model or from disk, shuffled, and their statistics."""
 
-from monosemy.activations.live import Activations, LiveActivations, counted_activations
+from monosemy.activations.harvest import Harvest, check_disk, check_text, repair
+from monosemy.activations.live import (
+    Activations,
+    LiveActivations,
+    can_autocast,
+    counted_activations,
+)
+from monosemy.activations.recipe import Recipe
 from monosemy.activations.shuffle import ShufflePool
 from monosemy.activations.statistics import Statistics
+from monosemy.activations.store import Damage, Shard, Store, StoreWriter, verify
 from monosemy.activations.synthetic import SyntheticFeatures
 
 __all__ = [
     "Activations",
+    "Damage",
+    "Harvest",
     "LiveActivations",
+    "Recipe",
+    "Shard",
     "ShufflePool",
     "Statistics",
+    "Store",
+    "StoreWriter",
     "SyntheticFeatures",
+    "can_autocast",
+    "check_disk",
+    "check_text",
     "counted_activations",
+    "repair",
+    "verify",
 ]

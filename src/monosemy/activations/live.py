@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from monosemy.corpus import TokenBatch, TokenStream
+from monosemy.device import has_fast_bf16
 from monosemy.errors import UserError
 from monosemy.lm import LM
 
@@ -20,31 +21,54 @@ class LiveActivations:
     """Iterate over the counted tokens' activations, one batch of text at a time.
 
     One forward pass, which stops after the last hook point, serves all hook points. The first
-    `skip` batches of text are read but not run.
+    `skip` batches of text are read but not run. `autocast` as for `counted_activations`.
     """
 
     def __init__(
-        self, lm: LM, stream: TokenStream, hookpoints: Sequence[str], *, skip: int = 0
+        self,
+        lm: LM,
+        stream: TokenStream,
+        hookpoints: Sequence[str],
+        *,
+        skip: int = 0,
+        autocast: bool = False,
     ) -> None:
         self.lm, self.stream, self.hookpoints, self.skip = lm, stream, list(hookpoints), skip
+        self.autocast = autocast
 
     def __iter__(self) -> Iterator[Activations]:
         for batch in islice(self.stream, self.skip, None):
-            yield counted_activations(self.lm, batch, self.hookpoints)
+            yield counted_activations(self.lm, batch, self.hookpoints, self.autocast)
 
 
-def counted_activations(lm: LM, batch: TokenBatch, hookpoints: Sequence[str]) -> Activations:
+def counted_activations(
+    lm: LM, batch: TokenBatch, hookpoints: Sequence[str], autocast: bool = False
+) -> Activations:
     """Return activations of a batch's counted tokens, in fp32, from one forward pass.
+
+    Args:
+        lm: the model.
+        batch: text.
+        hookpoints: where.
+        autocast: compute the model's matrix products in bf16. Activations then differ by some
+            1e-5 to 1e-4 of their variance: good enough to train on, not to measure on.
 
     Raises:
         UserError: some are NaN or infinite; names the documents they came from.
     """
-    captured = lm.capture(batch.tokens, hookpoints, attention_mask=batch.attention_mask)
+    with torch.autocast(lm.device.type, torch.bfloat16, enabled=autocast):
+        captured = lm.capture(batch.tokens, hookpoints, attention_mask=batch.attention_mask)
     counted = batch.counted.to(lm.device)
     values = {name: x[counted].float() for name, x in captured.items()}
     for name, x in values.items():
         _check_finite(x, name, batch)
     return values
+
+
+def can_autocast(lm: LM) -> bool:
+    """Say whether bf16 products would be faster than the model's own here."""
+    in_full = all(p.dtype == torch.float32 for p in lm.model.parameters())
+    return in_full and has_fast_bf16(lm.device)
 
 
 def _check_finite(x: Tensor, hookpoint: str, batch: TokenBatch) -> None:

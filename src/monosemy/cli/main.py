@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a dictionary on a model's activations",
     "sweep": "train many dictionaries on one pass of the model, and compare them",
     "resume": "go on with an interrupted run or sweep, or add tokens to a finished one",
+    "store": "keep activations on disk, so that a model runs once; verify and repair them",
     "evaluate": "measure a dictionary on held-out text, beside baselines",
     "features": "see what a dictionary's features fire on",
     "steer": "continue a prompt with a feature turned up or down",

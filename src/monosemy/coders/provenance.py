@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from monosemy.activations import Recipe
+from monosemy.activations.recipe import TOKENS_AT_ONCE
 from monosemy.corpus import Corpus, Part, TokenPolicy, TokenStream
 from monosemy.errors import UserError
 from monosemy.lm import LM
-
-TOKENS_AT_ONCE = 4096
-"""Tokens that go through the model together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,32 +37,30 @@ class Provenance:
         """The hook point whose activations are explained: the target, or the input itself."""
         return self.target or self.hookpoint
 
-    def stream(
-        self,
-        lm: LM,
-        corpus: Corpus,
-        part: Part,
-        *,
-        seed: int = 0,
-        epochs: int | None = 1,
-        tokens: int = TOKENS_AT_ONCE,
-    ) -> TokenStream:
-        """Return text cut into rows, and counted, as in training; about `tokens` in a batch.
+    def recipe(
+        self, part: Part = "train", *, seed: int = 0, tokens: int = TOKENS_AT_ONCE
+    ) -> Recipe:
+        """Return what decides the activations it needs, and their order."""
+        return Recipe(
+            model=self.model,
+            revision=self.revision,
+            hookpoints=tuple(dict.fromkeys([self.hookpoint, self.explains])),
+            context=self.context,
+            packed=self.packed,
+            policy=self.policy,
+            corpus=self.corpus,
+            part=part,
+            seed=seed,
+            tokens_at_once=tokens,
+        )
+
+    def stream(self, lm: LM, corpus: Corpus, part: Part) -> TokenStream:
+        """Return text cut into rows, and counted, as in training.
 
         Raises:
             UserError: the model has no tokenizer.
         """
-        return TokenStream(
-            corpus,
-            lm.tokenizer,
-            part=part,
-            context=self.context,
-            rows=max(tokens // self.context, 1),
-            packed=self.packed,
-            policy=self.policy,
-            seed=seed,
-            epochs=epochs,
-        )
+        return self.recipe(part).stream(lm, corpus)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; `target` only where there is one."""

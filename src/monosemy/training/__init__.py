@@ -3,6 +3,7 @@
 from monosemy.training.config import TrainConfig
 from monosemy.training.grid import expand
 from monosemy.training.member import Member, StepFigures
+from monosemy.training.plan import context_for
 from monosemy.training.run import (
     Run,
     describe_extension,
@@ -22,6 +23,7 @@ __all__ = [
     "Stopped",
     "TrainConfig",
     "check_trackers",
+    "context_for",
     "describe_extension",
     "expand",
     "make_plans",

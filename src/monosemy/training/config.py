@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from monosemy.activations.precision import Precision, check_precision
 from monosemy.coders.registry import architecture_named, coder_options
 from monosemy.errors import UserError, nearest
 from monosemy.training.dead import Revival, check_revival
@@ -43,6 +44,14 @@ class TrainConfig:
     """Tokens in a training step."""
     pool: int = 65_536
     """Tokens in the pool that batches are drawn from at random."""
+    store: str | None = None
+    """Folder of stored activations: they are read from there, and stored there as far as they are
+    missing, so that the next run need not compute them."""
+    autocast: bool | None = None
+    """Compute the model's matrix products in bf16, on text that is trained on, never on text that
+    is measured on; default: where the device is made for it."""
+    precision: Precision = "bf16"
+    """How activations are stored: `bf16`, `fp32`, or `int8` with a scale for each token."""
     lr: float | None = None
     """Peak learning rate; default 8e-3 / sqrt(width / 2048)."""
     seed: int = 0
@@ -102,6 +111,12 @@ class TrainConfig:
                     f"no {name} `{getattr(self, name)}`", f"allowed: {', '.join(get_args(allowed))}"
                 )
         check_revival(self.revive)
+        check_precision(self.precision)
+        if self.store is not None and self.objective != "mse":
+            raise UserError(
+                f"store is `{self.store}`, but objective `{self.objective}` asks the model",
+                "drop store, or use objective `mse`",
+            )
         self._check_sparsity()
         self._check_architecture()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from monosemy.activations import Activations, LiveActivations, ShufflePool, counted_activations
+from monosemy.activations import (
+    Activations,
+    LiveActivations,
+    ShufflePool,
+    Store,
+    counted_activations,
+)
 from monosemy.corpus import TokenBatch, TokenStream
 from monosemy.errors import UserError
 from monosemy.lm import LM
@@ -30,8 +37,8 @@ class Batch:
 class Feed(Protocol):
     """An endless source of batches that can be left and gone on with."""
 
-    def sample(self) -> Activations:
-        """Return activations that come first, without using them up."""
+    def sample(self, tokens: int) -> Activations:
+        """Return activations that come first, up to so many, without using them up."""
         ...
 
     def __next__(self) -> Batch: ...
@@ -51,20 +58,21 @@ class PoolFeed:
         size: int,
         batch: int,
         seed: int,
+        autocast: bool = False,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         taken = state["taken"] if state else 0
-        source = LiveActivations(lm, text, hookpoints, skip=taken)
+        source = LiveActivations(lm, text, hookpoints, skip=taken, autocast=autocast)
         self.pool = ShufflePool(source, size=size, batch_size=batch, seed=seed)
         if state:
             rows = {name: x.to(lm.device) for name, x in state["rows"].items()}
             waiting = {name: x.to(lm.device) for name, x in state["waiting"].items()}
             self.pool.load_state_dict({**state, "rows": rows, "waiting": waiting})
 
-    def sample(self) -> Activations:
+    def sample(self, tokens: int) -> Activations:
         """Return what fills the pool before the first batch."""
         self.pool.fill()
-        return {name: x[: self.pool.filled] for name, x in self.pool.rows.items()}
+        return {name: x[: min(tokens, self.pool.filled)] for name, x in self.pool.rows.items()}
 
     def __next__(self) -> Batch:
         return Batch(next(self.pool))
@@ -72,6 +80,66 @@ class PoolFeed:
     def state_dict(self) -> dict[str, Any]:
         """Return the pool and the place in the text."""
         return self.pool.state_dict()
+
+
+class StoreFeed:
+    """The same batches as `PoolFeed`'s, from disk: its pool holds row numbers only.
+
+    Args:
+        store: where activations lie.
+        grow: makes the store hold so many tokens, where a model is there to do so.
+        hookpoints: where activations are wanted.
+        device: where they go.
+        size: tokens in the pool.
+        batch: tokens in a batch.
+        seed: of the order.
+        state: of a feed to go on from.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        grow: Callable[[int], None] | None,
+        hookpoints: Sequence[str],
+        *,
+        device: torch.device,
+        size: int,
+        batch: int,
+        seed: int,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.store, self.grow, self.hookpoints = store, grow, list(hookpoints)
+        self.device, self.batch = device, batch
+        numbers = self._numbers(state["taken"] if state else 0)
+        self.pool = ShufflePool(numbers, size=size, batch_size=batch, seed=seed)
+        if state:
+            self.pool.load_state_dict(dict(state))
+
+    def sample(self, tokens: int) -> Activations:
+        """Return what fills the pool before the first batch."""
+        self.pool.fill()
+        return self._read(self.pool.rows["row"][: min(tokens, self.pool.filled)])
+
+    def __next__(self) -> Batch:
+        return Batch(self._read(next(self.pool)["row"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the pool and the place in the store."""
+        return self.pool.state_dict()
+
+    def _read(self, rows: Tensor) -> Activations:
+        values = self.store.read(rows, self.hookpoints)
+        return {name: x.to(self.device) for name, x in values.items()}
+
+    def _numbers(self, taken: int) -> Iterator[Activations]:
+        for first in itertools.count(taken * self.batch, self.batch):
+            last = first + self.batch
+            if last > len(self.store):
+                if self.grow is None:
+                    return
+                self.grow(last)
+            self.store.will_need(first, last)
+            yield {"row": torch.arange(first, last)}
 
 
 class TextFeed:
@@ -84,12 +152,12 @@ class TextFeed:
         self._text = text
         self._batches: Iterator[TokenBatch] = islice(iter(text), taken, None)
 
-    def sample(self) -> Activations:
+    def sample(self, tokens: int) -> Activations:
         """Return the activations of the first batches of text."""
         first = [
             counted_activations(self.lm, batch, self.hookpoints) for batch in islice(self._text, 8)
         ]
-        return {name: torch.cat([x[name] for x in first]) for name in self.hookpoints}
+        return {name: torch.cat([x[name] for x in first])[:tokens] for name in self.hookpoints}
 
     def __next__(self) -> Batch:
         batch = next(self._batches)

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from monosemy.activations import can_autocast
 from monosemy.coders import Provenance, SparseCoder, make_coder
 from monosemy.corpus import Corpus, TokenPolicy
 from monosemy.errors import UserError
@@ -79,6 +80,8 @@ class Plan:
             "tokens": f"{c.tokens:,} in {steps:,} steps of {c.batch:,}",
             "text": f"rows of {c.context} tokens, {'packed' if c.packed else 'one a document'}",
             "pool": f"{c.pool:,} tokens",
+            "model": "matrix products in bf16" if c.autocast else "in its own precision",
+            "activations": f"stored in {c.store} as {c.precision}" if c.store else "used once",
             "learning rate": f"{lr:.3g}"
             + (
                 f" = {DEFAULT_LR:g} / sqrt({self.width} / {DEFAULT_LR_WIDTH})"
@@ -129,8 +132,9 @@ def make_plan(
     config = replace(
         config,
         width=width,
-        context=_context(lm, config.context),
+        context=context_for(lm, config.context),
         lr=config.learning_rate(width),
+        autocast=can_autocast(lm) if config.autocast is None else config.autocast,
     )
     provenance = Provenance(
         model=lm.name,
@@ -219,7 +223,12 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _context(lm: LM, context: int | None) -> int:
+def context_for(lm: LM, context: int | None) -> int:
+    """Return the tokens in a row of text: those asked for, or 128 as far as the model reads them.
+
+    Raises:
+        UserError: the model reads fewer than asked for.
+    """
     if context is None:
         return min(128, lm.context_limit or 128)
     if lm.context_limit is not None and context > lm.context_limit:

@@ -255,7 +255,10 @@ def _train(
             extend=extend,
             sample=sample,
         )
-        trained = session.run()
+        try:
+            trained = session.run()
+        finally:
+            session.close()
     except BaseException:
         if folder is not None and not going_on and not has_checkpoint(folder):
             shutil.rmtree(folder)  # made above, and nothing in it to go on from

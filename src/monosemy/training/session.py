@@ -9,15 +9,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from monosemy.activations import LiveActivations, Statistics
-from monosemy.artefact import write_text
+from monosemy.activations import (
+    Harvest,
+    LiveActivations,
+    Recipe,
+    Statistics,
+    Store,
+    check_text,
+)
+from monosemy.artefact import MANIFEST, write_text
 from monosemy.coders import BatchTopK, Dictionary, Fingerprint, SparseCoder
 from monosemy.coders.select import Scorer
 from monosemy.corpus import Corpus
@@ -36,7 +42,7 @@ from monosemy.training.checkpoint import (
 )
 from monosemy.training.control import Controller
 from monosemy.training.diagnosis import Watch
-from monosemy.training.feed import Batch, Feed, ModelJudge, PoolFeed, TextFeed
+from monosemy.training.feed import Batch, Feed, ModelJudge, PoolFeed, StoreFeed, TextFeed
 from monosemy.training.geometry import geometric_median, start_from_data
 from monosemy.training.member import Member, StepFigures, decay_begins
 from monosemy.training.plan import Plan
@@ -97,6 +103,7 @@ class Session:
         self.checkpoint_tokens, self.sample = checkpoint_tokens, sample
         self.config = self.plans[0].config
         state = None
+        self._harvest: Harvest | None = None
         if folder is not None:
             state = load_checkpoint(folder, PLATEAU if extend else LATEST)
         self.began, self.spent = time.monotonic(), state["seconds"] if state else 0.0
@@ -142,36 +149,68 @@ class Session:
                 if name is not None
             )
         )
-        stream = partial(
-            plan.provenance.stream,
-            self.lm,
-            self.corpus,
-            "train",
-            seed=self.config.seed,
-            epochs=None,
+        c = self.config
+        recipe = replace(
+            plan.provenance.recipe(seed=c.seed),
+            hookpoints=tuple(points),
+            autocast=bool(c.autocast),
         )
-        if self.config.objective != "mse":
-            text = stream(tokens=self.config.batch)
+        if c.objective != "mse":
+            text = replace(recipe, tokens_at_once=c.batch).stream(self.lm, self.corpus, None)
             return TextFeed(self.lm, text, points, taken=state["taken"] if state else 0)
+        if c.store is not None:
+            store, grow = self._store(Path(c.store), recipe)
+            return StoreFeed(
+                store,
+                grow,
+                points,
+                device=self.lm.device,
+                size=c.pool,
+                batch=c.batch,
+                seed=c.seed,
+                state=state,
+            )
+        text = recipe.stream(self.lm, self.corpus, None)
         return PoolFeed(
             self.lm,
-            stream(),
+            text,
             points,
-            size=self.config.pool,
-            batch=self.config.batch,
-            seed=self.config.seed,
+            size=c.pool,
+            batch=c.batch,
+            seed=c.seed,
+            autocast=recipe.autocast,
             state=state,
         )
+
+    def _store(self, folder: Path, recipe: Recipe) -> tuple[Store, Callable[[int], None] | None]:
+        """Open stored activations, to be added to only where they do not suffice."""
+        steps = max(plan.config.steps for plan in self.plans)
+        tokens = self.config.pool + (steps + THRESHOLD_BATCHES) * self.config.batch
+        if (folder / MANIFEST).is_file():
+            store = Store(folder)
+            if store.recipe is not None and len(store) >= tokens:
+                store.recipe.require(recipe, str(folder))
+                check_text(store, self.lm, self.corpus)
+                return store, None
+        self._harvest = Harvest(
+            self.lm, self.corpus, recipe, folder, tokens=tokens, precision=self.config.precision
+        )
+        return self._harvest.store, self._harvest.grow
+
+    def close(self) -> None:
+        """Let go of the store, so that others can write there."""
+        if self._harvest is not None:
+            self._harvest.close()
 
     def _statistics(self, state: Mapping[str, Any] | None) -> dict[str, Statistics]:
         if state:
             return {name: Statistics(**values) for name, values in state["statistics"].items()}
-        sample = self.feed.sample()
-        return {name: Statistics.of([x[:STATISTICS_TOKENS]]) for name, x in sample.items()}
+        sample = self.feed.sample(STATISTICS_TOKENS)
+        return {name: Statistics.of([x]) for name, x in sample.items()}
 
     def _members(self, state: Mapping[str, Any] | None) -> list[Member]:
         scorer = Scorer(self.lm.device)
-        sample = {} if state else self._normal(self.feed.sample(), STATISTICS_TOKENS)
+        sample = {} if state else self._normal(self.feed.sample(STATISTICS_TOKENS))
         members = []
         for number, plan in enumerate(self.plans):
             coder = plan.make_coder().to(self.lm.device)
@@ -185,9 +224,9 @@ class Session:
             members.append(member)
         return members
 
-    def _normal(self, activations: Mapping[str, Tensor], limit: int | None = None) -> dict:
+    def _normal(self, activations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return activations centred and scaled."""
-        return {name: self.statistics[name].apply(x[:limit]) for name, x in activations.items()}
+        return {name: self.statistics[name].apply(x) for name, x in activations.items()}
 
     def _rewind(self) -> None:
         """Drop what was logged after the checkpoint that training goes on from."""
@@ -330,7 +369,7 @@ class Session:
         plan = self.plans[number]
         coder = plan.make_coder().to(self.lm.device)
         coder.load_state_dict(self.members[number].coder.state_dict())
-        sample = self._normal(self.feed.sample(), 4 * self.config.batch)
+        sample = self._normal(self.feed.sample(4 * self.config.batch))
         rows = sample[plan.provenance.hookpoint].split(self.config.batch)
         coder = self._finished(coder, plan, rows)
         activity = self._held_out([coder], [plan], self.config.batch * 8)[0]
