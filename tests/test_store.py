@@ -257,7 +257,7 @@ def test_activations_of_something_else_are_refused(
     other_text = open_corpus(["something else entirely, said at length " * 40], held_out=0.0)
     with pytest.raises(UserError, match="the text has changed"):
         fill(lm, other_text, recipe, tmp_path / "s", 2000)
-    with pytest.raises(UserError, match="fp32"):
+    with pytest.raises(UserError, match="in fp32, asked for is bf16"):
         fill(lm, corpus, recipe, tmp_path / "s", 2000, "bf16")
     with pytest.raises(UserError, match=r"context 32 there, 16 asked"):
         train(lm, corpus, "layers.1", store=str(tmp_path / "s"), **{**SMALL, "context": 16})
@@ -293,6 +293,15 @@ def test_a_full_disk_stops_cleanly_and_is_gone_on_from(
     assert not list((tmp_path / "s").glob(".*draft"))
     fill(lm, corpus, recipe, tmp_path / "s", 6000)
     assert files(tmp_path / "s") == files(whole.folder)
+
+
+def test_what_the_disk_has_no_room_for_is_not_begun(
+    lm: LM, corpus: Corpus, recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"need .* GB on disk, .* GB is free") as error:
+        Harvest(lm, corpus, recipe, tmp_path / "s", tokens=10**14)
+    assert "choose at most" in error.value.hint
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(

@@ -1,6 +1,6 @@
 """Batches of activations: live from a model or from disk, shuffled, and their statistics."""
 
-from monosemy.activations.harvest import Harvest, check_disk, check_text, repair
+from monosemy.activations.harvest import Harvest, check_text, repair
 from monosemy.activations.live import (
     Activations,
     LiveActivations,
@@ -10,7 +10,14 @@ from monosemy.activations.live import (
 from monosemy.activations.recipe import Recipe
 from monosemy.activations.shuffle import ShufflePool
 from monosemy.activations.statistics import Statistics
-from monosemy.activations.store import Damage, Shard, Store, StoreWriter, verify
+from monosemy.activations.store import (
+    Damage,
+    Shard,
+    Store,
+    StoreWriter,
+    require_precision,
+    verify,
+)
 from monosemy.activations.synthetic import SyntheticFeatures
 
 __all__ = [
@@ -26,9 +33,9 @@ __all__ = [
     "StoreWriter",
     "SyntheticFeatures",
     "can_autocast",
-    "check_disk",
     "check_text",
     "counted_activations",
     "repair",
+    "require_precision",
     "verify",
 ]

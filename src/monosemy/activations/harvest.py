@@ -45,7 +45,7 @@ class Harvest:
         recipe: hook points, and how text is read.
         folder: of the store, new or begun.
         tokens: how many the store is to hold in the end; the last shard holds what is left.
-        precision: how activations are kept.
+        precision: how activations are kept; None: as the store has them, bf16 in a new one.
         shard_bytes: size of a shard, about.
 
     Raises:
@@ -60,7 +60,7 @@ class Harvest:
         folder: str | Path,
         *,
         tokens: int,
-        precision: str = "bf16",
+        precision: str | None = None,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
         fix_threads()
@@ -70,6 +70,7 @@ class Harvest:
         self.store = self._writer.store
         try:
             check_text(self.store, lm, corpus)
+            check_disk(self.store, tokens)
         except BaseException:
             self._writer.close()
             raise

@@ -72,6 +72,8 @@ def can_autocast(lm: LM) -> bool:
 
 
 def _check_finite(x: Tensor, hookpoint: str, batch: TokenBatch) -> None:
+    if bool(x.sum().isfinite()):  # nothing to look for, at a fifth of the cost of looking
+        return
     bad = ~torch.isfinite(x).all(-1).cpu()
     if not bad.any():
         return

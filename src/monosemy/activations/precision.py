@@ -42,10 +42,15 @@ def pack(name: str, x: Float[Tensor, "tokens d"], precision: Precision) -> dict[
 def unpack(
     name: str, tensors: dict[str, Tensor], rows: Tensor | slice
 ) -> Float[Tensor, "tokens d"]:
-    """Return some rows of what `pack` made, in fp32."""
+    """Return some rows of what `pack` made: bf16 as it is, else fp32."""
     values = _rows(tensors[name], rows)
     scale = tensors.get(name + _SCALE)
-    return values.float() if scale is None else values.float() * _rows(scale, rows)[:, None]
+    return values if scale is None else values.float() * _rows(scale, rows)[:, None]
+
+
+def kept_dtype(precision: Precision) -> torch.dtype:
+    """Return the type of what `unpack` gives."""
+    return _DTYPES.get(precision, torch.float32)
 
 
 def _rows(x: Tensor, rows: Tensor | slice) -> Tensor:

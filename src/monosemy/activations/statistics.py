@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_ROWS = 4096
+"""Taken at a time: in double precision a whole sample would be the peak of a run's memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -28,14 +31,19 @@ class Statistics:
     @classmethod
     def of(cls, batches: Iterable[Float[Tensor, "tokens d_in"]]) -> Statistics:
         """Measure a sample, which should be shuffled over documents and free of special tokens."""
-        x = torch.cat([batch.cpu().double() for batch in batches])  # not every device has doubles
-        mean = x.mean(0)
-        centred = x - mean
-        norm = centred.norm(dim=-1).mean().item()
-        spread = centred.square().sum(-1).mean().sqrt().item()
+        parts = [part for batch in batches for part in batch.split(_ROWS)]
+        n = sum(map(len, parts))
+        # On the CPU, as not every device has doubles.
+        total = sum((part.cpu().double().sum(0) for part in parts), torch.zeros(1).double())
+        mean, norm, square = total / n, 0.0, 0.0
+        for part in parts:
+            norms = (part.cpu().double() - mean).norm(dim=-1)
+            norm += norms.sum().item() / n
+            square += norms.square().sum().item() / n
+        spread = math.sqrt(square)
         return cls(
             mean=mean.float(),
-            scale=math.sqrt(x.shape[1]) / max(norm, 1e-12),
+            scale=math.sqrt(len(mean)) / max(norm, 1e-12),
             offset=mean.norm().item() / max(spread, 1e-12),
         )
 

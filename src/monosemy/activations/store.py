@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from monosemy.activations.precision import (
     Precision,
     bytes_per_row,
     check_precision,
+    kept_dtype,
     unpack,
 )
 from monosemy.activations.recipe import Recipe
@@ -42,9 +44,11 @@ from monosemy.artefact import (
 )
 from monosemy.errors import UserError
 
-KIND = "activations"
+KIND = "activation store"
 SHARD_BYTES = 64 * 2**20
 """Size of a shard, about: large enough to be read at the disk's speed, small enough to lose."""
+_AHEAD = 3
+"""Shards that are read before their rows are asked for, the one in use included."""
 _TOKENS, _DOCUMENTS = "token", "documents"
 
 
@@ -95,6 +99,7 @@ class Store:
         for shard in () if damaged else self.shards:
             _check_there(self.folder, shard)
         self._open: dict[int, dict[str, Tensor]] = {}
+        self._announced = 0
 
     def __repr__(self) -> str:
         points = ", ".join(f"{name} ({d})" for name, d in self.widths.items())
@@ -116,7 +121,7 @@ class Store:
     def read(
         self, rows: Int[Tensor, " n"] | slice, hookpoints: Sequence[str] | None = None
     ) -> Activations:
-        """Return activations of some rows, in fp32, in the order asked for.
+        """Return activations of some rows, in the order asked for: bf16 as it is, else fp32.
 
         Args:
             rows: row numbers, or a slice of them.
@@ -130,7 +135,8 @@ class Store:
         names = self.hookpoints if hookpoints is None else list(hookpoints)
         for name in names:
             self._check_held(name)
-        out = {name: torch.empty(len(rows), self.widths[name]) for name in names}
+        dtype = kept_dtype(self.precision)
+        out = {name: torch.empty(len(rows), self.widths[name], dtype=dtype) for name in names}
         for number, places, inside in self._by_shard(rows):
             tensors = self._tensors(number)
             for name in names:
@@ -155,15 +161,13 @@ class Store:
             metadata = file.metadata() or {}
         return [Run(*run) for run in json.loads(metadata.get(_DOCUMENTS, "[]"))]
 
-    def will_need(self, first: int, last: int) -> None:
-        """Ask the operating system to read rows ahead, where it can be asked."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        ends = self._ends
-        begins, ends_ = torch.searchsorted(ends, torch.tensor([first, last - 1]), right=True)
-        for shard in self.shards[int(begins) : int(ends_) + 1]:
-            with (self.folder / shard.name).open("rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    def will_need(self, row: int) -> None:
+        """Have a row's shard and the next ones read ahead, into the operating system's memory."""
+        first = int(torch.searchsorted(self._ends, row, right=True))
+        for number in range(max(first, self._announced), min(first + _AHEAD, len(self.shards))):
+            path = self.folder / self.shards[number].name
+            threading.Thread(target=_read_through, args=(path,), daemon=True).start()
+            self._announced = number + 1
 
     def add(self, shard: Shard) -> None:
         """Take note of a shard that was written."""
@@ -211,18 +215,21 @@ class StoreWriter:
         self,
         folder: str | Path,
         widths: Mapping[str, int],
-        precision: str = "bf16",
+        precision: str | None = None,
         recipe: Recipe | None = None,
         *,
         damaged: bool = False,
     ) -> None:
         """Begin a store, or go on with one; `damaged`: to mend it.
 
+        A new store is in bf16 unless another precision is asked for; one begun stays as it is.
+
         Raises:
             UserError: somebody else writes there; the folder holds something else, or activations
                 of another recipe or precision.
         """
-        self.folder, precision = Path(folder), check_precision(precision)
+        self.folder = Path(folder)
+        asked = None if precision is None else check_precision(precision)
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"`{self.folder}` is a file", "give a folder")
         if self.folder.is_dir() and not (self.folder / MANIFEST).is_file():
@@ -244,18 +251,22 @@ class StoreWriter:
         except OSError as error:
             raise disk_error(self.folder, error) from error
         try:
-            self._began(dict(widths), precision, recipe, damaged)
+            self._begin(dict(widths), asked, recipe, damaged)
         except BaseException:
             self._lock.release()
             raise
         self._clock = time.monotonic()
 
-    def _began(
-        self, widths: dict[str, int], precision: Precision, recipe: Recipe | None, damaged: bool
+    def _begin(
+        self,
+        widths: dict[str, int],
+        precision: Precision | None,
+        recipe: Recipe | None,
+        damaged: bool,
     ) -> None:
         if not (self.folder / MANIFEST).is_file():
             self.seconds = 0.0
-            self._write_manifest(widths, precision, recipe, [])
+            self._write_manifest(widths, precision or "bf16", recipe, [])
         self.store = Store(self.folder, damaged=damaged)
         self.seconds = float(load_manifest(self.folder, KIND).get("seconds", 0.0))
         there = self.store.recipe
@@ -266,10 +277,10 @@ class StoreWriter:
             )
         if there is not None and recipe is not None:
             there.require(recipe, str(self.folder))
-        if precision != self.store.precision or not widths.items() <= self.store.widths.items():
+        require_precision(self.store, precision)
+        if not widths.items() <= self.store.widths.items():
             raise UserError(
-                f"`{self.folder}` holds {self.store.precision} of {self.store.widths}, asked for "
-                f"is {precision} of {widths}",
+                f"`{self.folder}` holds {self.store.widths}, asked for is {widths}",
                 "ask for what it holds, or choose another folder",
             )
 
@@ -280,8 +291,13 @@ class StoreWriter:
         self.close()
 
     def close(self) -> None:
-        """Let others write there."""
+        """Let others write there; nothing remains of a store without a shard."""
         self._lock.release()
+        if not self.store.shards:
+            with contextlib.suppress(OSError):
+                (self.folder / MANIFEST).unlink()
+                (self.folder / ".lock").unlink(missing_ok=True)
+                self.folder.rmdir()
 
     @property
     def n_batches(self) -> int:
@@ -348,6 +364,19 @@ class StoreWriter:
             "shards": [asdict(shard) for shard in shards],
         }
         write_text(self.folder / MANIFEST, json.dumps(fields, indent=2) + "\n")
+
+
+def require_precision(store: Store, asked: str | None) -> None:
+    """Refuse another precision than a store has.
+
+    Raises:
+        UserError: names both.
+    """
+    if asked is not None and asked != store.precision:
+        raise UserError(
+            f"`{store.folder}` holds activations in {store.precision}, asked for is {asked}",
+            f"leave out the precision to read {store.precision}, or choose another folder",
+        )
 
 
 def write_shard(
@@ -445,6 +474,13 @@ def _read_manifest(
 def _shard(values: Mapping[str, Any]) -> Shard:
     first, last = values["batches"]
     return Shard(**{**values, "batches": (first, last)})
+
+
+def _read_through(path: Path) -> None:
+    buffer = bytearray(2**20)
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
 
 
 def _check_there(folder: Path, shard: Shard) -> None:

@@ -16,7 +16,6 @@ from monosemy.activations import (
     Shard,
     Store,
     can_autocast,
-    check_disk,
     repair,
     verify,
 )
@@ -50,8 +49,8 @@ class Build:
     """Join documents to fill rows; otherwise one document a row, cut or padded."""
     seed: int = 0
     """Of the order of text; training asks for the store of its own seed."""
-    precision: Precision = "bf16"
-    """How activations are kept: `bf16`, `fp32`, or `int8` with a scale for each token."""
+    precision: Precision | None = None
+    """How activations are kept: `bf16` (default), `fp32`, or `int8` with a scale for each token."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
@@ -75,13 +74,14 @@ class Build:
             seed=self.seed,
             autocast=can_autocast(lm),
         )
-        with Harvest(
-            lm, corpus, recipe, self.out, tokens=self.tokens, precision=self.precision
-        ) as harvest:
-            check_disk(harvest.store, self.tokens)
-            with Task("store", self.tokens) as task:
-                task.advance(len(harvest.store))
-                harvest.grow(task=task)
+        with (
+            Harvest(
+                lm, corpus, recipe, self.out, tokens=self.tokens, precision=self.precision
+            ) as harvest,
+            Task("store", self.tokens) as task,
+        ):
+            task.advance(len(harvest.store))
+            harvest.grow(task=task)
         console.print(_line(harvest.store), markup=False, highlight=False)
         console.print(f"next: monosemy train --store {self.out}", markup=False)
 

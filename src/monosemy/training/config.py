@@ -50,8 +50,9 @@ class TrainConfig:
     autocast: bool | None = None
     """Compute the model's matrix products in bf16, on text that is trained on, never on text that
     is measured on; default: where the device is made for it."""
-    precision: Precision = "bf16"
-    """How activations are stored: `bf16`, `fp32`, or `int8` with a scale for each token."""
+    precision: Precision | None = None
+    """How a new store keeps activations: `bf16` (default), `fp32`, or `int8` with a scale for each
+    token."""
     lr: float | None = None
     """Peak learning rate; default 8e-3 / sqrt(width / 2048)."""
     seed: int = 0
@@ -111,7 +112,8 @@ class TrainConfig:
                     f"no {name} `{getattr(self, name)}`", f"allowed: {', '.join(get_args(allowed))}"
                 )
         check_revival(self.revive)
-        check_precision(self.precision)
+        if self.precision is not None:
+            check_precision(self.precision)
         if self.store is not None and self.objective != "mse":
             raise UserError(
                 f"store is `{self.store}`, but objective `{self.objective}` asks the model",

@@ -138,7 +138,7 @@ class StoreFeed:
                 if self.grow is None:
                     return
                 self.grow(last)
-            self.store.will_need(first, last)
+            self.store.will_need(first)
             yield {"row": torch.arange(first, last)}
 
 

@@ -81,7 +81,7 @@ class Plan:
             "text": f"rows of {c.context} tokens, {'packed' if c.packed else 'one a document'}",
             "pool": f"{c.pool:,} tokens",
             "model": "matrix products in bf16" if c.autocast else "in its own precision",
-            "activations": f"stored in {c.store} as {c.precision}" if c.store else "used once",
+            "activations": f"from {c.store}, stored there as they come" if c.store else "used once",
             "learning rate": f"{lr:.3g}"
             + (
                 f" = {DEFAULT_LR:g} / sqrt({self.width} / {DEFAULT_LR_WIDTH})"

@@ -22,6 +22,7 @@ from monosemy.activations import (
     Statistics,
     Store,
     check_text,
+    require_precision,
 )
 from monosemy.artefact import MANIFEST, write_text
 from monosemy.coders import BatchTopK, Dictionary, Fingerprint, SparseCoder
@@ -191,6 +192,7 @@ class Session:
             if store.recipe is not None and len(store) >= tokens:
                 store.recipe.require(recipe, str(folder))
                 check_text(store, self.lm, self.corpus)
+                require_precision(store, self.config.precision)
                 return store, None
         self._harvest = Harvest(
             self.lm, self.corpus, recipe, folder, tokens=tokens, precision=self.config.precision
