@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from monosemy.activations import Store, store_arrays
     from monosemy.coders import Dictionary, attach, diagnose
     from monosemy.corpus import TokenPolicy, open_corpus
     from monosemy.errors import UserError
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from monosemy.intervene import compare
     from monosemy.lm import LM
     from monosemy.report import features
-    from monosemy.training import TrainConfig, resume, sweep, train
+    from monosemy.training import TrainConfig, fit, resume, sweep, train
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "Dictionary": "coders",
     "LM": "lm",
+    "Store": "activations",
     "TokenPolicy": "corpus",
     "TrainConfig": "training",
     "UserError": "errors",
@@ -36,8 +38,10 @@ _HOMES = {
     "diagnose": "coders",
     "evaluate": "evaluation",
     "features": "report",
+    "fit": "training",
     "open_corpus": "corpus",
     "resume": "training",
+    "store_arrays": "activations",
     "sweep": "training",
     "train": "training",
 }
@@ -45,6 +49,7 @@ _HOMES = {
 __all__ = [
     "LM",
     "Dictionary",
+    "Store",
     "TokenPolicy",
     "TrainConfig",
     "UserError",
@@ -53,8 +58,10 @@ __all__ = [
     "diagnose",
     "evaluate",
     "features",
+    "fit",
     "open_corpus",
     "resume",
+    "store_arrays",
     "sweep",
     "train",
 ]

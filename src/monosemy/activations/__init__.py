@@ -1,5 +1,6 @@
 """Batches of activations: live from a model or from disk, shuffled, and their statistics."""
 
+from monosemy.activations.arrays import Rows, store_arrays
 from monosemy.activations.harvest import Harvest, check_text, repair
 from monosemy.activations.live import (
     Activations,
@@ -26,6 +27,7 @@ __all__ = [
     "Harvest",
     "LiveActivations",
     "Recipe",
+    "Rows",
     "Shard",
     "ShufflePool",
     "Statistics",
@@ -37,5 +39,6 @@ __all__ = [
     "counted_activations",
     "repair",
     "require_precision",
+    "store_arrays",
     "verify",
 ]

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, open_corpus
+from monosemy.errors import UserError
 from monosemy.evaluation import open_dictionary_corpus
 from monosemy.lm import LM
 
@@ -19,8 +20,17 @@ console = Console(width=None if Console().is_terminal else 120, highlight=False)
 
 
 def open_dictionary(run: Path, model: str | None, device: str | None) -> tuple[Dictionary, LM]:
-    """Load a dictionary and the model it belongs to, or the one named instead."""
+    """Load a dictionary and the model it belongs to, or the one named instead.
+
+    Raises:
+        UserError: there is no dictionary or model, or it was fitted to arrays and has no model.
+    """
     dictionary = Dictionary.from_pretrained(run)
+    if dictionary.fingerprint is None and model is None:
+        raise UserError(
+            f"`{run}` was fitted to arrays: it belongs to no model",
+            "give the model with --model, if the arrays were its activations",
+        )
     revision = dictionary.provenance.revision if model is None else None
     lm = LM(model or dictionary.provenance.model, revision=revision, device=device)
     dictionary.to(lm.device)

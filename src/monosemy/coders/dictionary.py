@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Dictionary:
         strength: [width], each feature's largest activation on held-out text; 0 if it never fired.
         mean: [d_in], mean activation in training.
         scale: what centred activations were multiplied by in training; folded, kept for `doctor`.
-        fingerprint: tokens and what is expected on them.
+        fingerprint: tokens and what is expected on them; None if it was fitted to bare arrays.
         target_mean: [d_out], mean of what a transcoder explains; else None.
         target_scale: what that was multiplied by, centred, in a transcoder's training; else None.
     """
@@ -48,7 +49,7 @@ class Dictionary:
     strength: Float[Tensor, " width"]
     mean: Float[Tensor, " d_in"]
     scale: float
-    fingerprint: Fingerprint
+    fingerprint: Fingerprint | None
     target_mean: Float[Tensor, " d_out"] | None = None
     target_scale: float | None = None
 
@@ -86,7 +87,9 @@ class Dictionary:
     def l0(self) -> float:
         """Mean number of features that fired on a token of held-out text after training."""
         held_out = self.provenance.training.get("held_out", {})
-        return float(held_out.get("l0", self.fingerprint.expected.l0))
+        if "l0" not in held_out and self.fingerprint is not None:
+            return self.fingerprint.expected.l0
+        return float(held_out.get("l0", math.nan))
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch width"]:
@@ -202,11 +205,13 @@ class Dictionary:
             "options": self.coder.options(),
             "normalisation": normalisation,
             "provenance": self.provenance.to_dict(),
-            "fingerprint": asdict(self.fingerprint.expected),
-            "fingerprint_texts": self.fingerprint.texts,
             "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         }
-        files = {WEIGHTS: weights, FINGERPRINT: self.fingerprint.tensors()}
+        files = {WEIGHTS: weights}
+        if self.fingerprint is not None:
+            manifest["fingerprint"] = asdict(self.fingerprint.expected)
+            manifest["fingerprint_texts"] = self.fingerprint.texts
+            files[FINGERPRINT] = self.fingerprint.tensors()
         return save_artefact(folder, KIND, manifest, files)
 
     @classmethod
@@ -229,11 +234,13 @@ class Dictionary:
             strength, mean = weights.pop("strength"), weights.pop("mean")
             target_mean = weights.pop("target_mean") if provenance.target else None
             coder.load_state_dict(weights)
-            fingerprint = Fingerprint(
-                texts=manifest["fingerprint_texts"],
-                expected=Figures(**manifest["fingerprint"]),
-                **load_tensors(folder, FINGERPRINT, manifest),
-            )
+            fingerprint = None
+            if FINGERPRINT in manifest["files"]:
+                fingerprint = Fingerprint(
+                    texts=manifest["fingerprint_texts"],
+                    expected=Figures(**manifest["fingerprint"]),
+                    **load_tensors(folder, FINGERPRINT, manifest),
+                )
             scale = float(manifest["normalisation"]["scale"])
             target_scale = manifest["normalisation"]["target_scale"] if provenance.target else None
         except (KeyError, TypeError, RuntimeError) as error:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from monosemy.coders.dictionary import Dictionary
-from monosemy.coders.fingerprint import Change, Figures, measure, tokenise
+from monosemy.coders.fingerprint import Change, Figures, Fingerprint, measure, tokenise
 from monosemy.errors import UserError
 from monosemy.lm import LM, HookPoint
 
@@ -64,20 +64,33 @@ def attach(dictionary: Dictionary, lm: LM, hookpoint: str | None = None) -> None
 
 
 def diagnose(dictionary: Dictionary, lm: LM, hookpoint: str | None = None) -> Diagnosis:
-    """Replay the fingerprint at a hook point (default: the dictionary's own)."""
+    """Replay the fingerprint at a hook point (default: the dictionary's own).
+
+    Raises:
+        UserError: unknown hook point, or a dictionary that was fitted to bare arrays.
+    """
+    if dictionary.fingerprint is None:
+        raise UserError(
+            "this dictionary was fitted to arrays: it belongs to no model, and has no fingerprint "
+            "to replay",
+            "train on a model's activations, with `monosemy.train` or `monosemy train --store`",
+        )
     name = lm.hookpoint(hookpoint or dictionary.hookpoint).name
-    return _Examination(dictionary, lm, name).run()
+    return _Examination(dictionary, dictionary.fingerprint, lm, name).run()
 
 
 class _Examination:
     """One dictionary on one model: the replays tried so far."""
 
-    def __init__(self, dictionary: Dictionary, lm: LM, hookpoint: str) -> None:
-        self.dictionary, self.lm, self.hookpoint = dictionary, lm, hookpoint
+    def __init__(
+        self, dictionary: Dictionary, recorded: Fingerprint, lm: LM, hookpoint: str
+    ) -> None:
+        self.dictionary, self.recorded = dictionary, recorded
+        self.lm, self.hookpoint = lm, hookpoint
         target = dictionary.provenance.target
         self.target = hookpoint if target is None else lm.hookpoint(target).name
         self.tried = _place(hookpoint, self.target)
-        self.expected = dictionary.fingerprint.expected
+        self.expected = recorded.expected
 
     def run(self) -> Diagnosis:
         observed = self._replay() if self._misfit() is None else None
@@ -108,7 +121,7 @@ class _Examination:
         return values[self.hookpoint], values[self.target]
 
     def _counted(self, names: list[str]) -> dict[str, Tensor]:
-        f = self.dictionary.fingerprint
+        f = self.recorded
         values = self._activations(names, f.tokens, f.attention_mask)
         return {name: x[f.counted] for name, x in values.items()}
 
@@ -119,13 +132,13 @@ class _Examination:
     def _measure(
         self, x: Tensor, y: Tensor, before: Change = lambda x: x, after: Change = lambda y: y
     ) -> Figures:
-        coder, strongest = self.dictionary.coder, self.dictionary.fingerprint.strongest
+        coder, strongest = self.dictionary.coder, self.recorded.strongest
         device = coder.W_enc.device
         return measure(coder, x.to(device), y.to(device), strongest, before, after)
 
     def _check_tokenizer(self, observed: Figures) -> Diagnosis:
         """The stored tokens replay; see whether this tokenizer makes the same ones."""
-        recorded, provenance = self.dictionary.fingerprint, self.dictionary.provenance
+        recorded, provenance = self.recorded, self.dictionary.provenance
         healthy = Diagnosis(self.expected, observed, self.tried)
         if self.lm.tokenizer is None:
             return healthy
@@ -276,7 +289,7 @@ class _Examination:
     def _try_bos(self, observed: Figures | None) -> Diagnosis | None:
         if observed is None:
             return None
-        recorded = self.dictionary.fingerprint
+        recorded = self.recorded
         bos = getattr(self.lm.tokenizer, "bos_token_id", None)
         tokens, mask, counted = recorded.tokens, recorded.attention_mask, recorded.counted
         starts = torch.full_like(tokens[:, :1], -1 if bos is None else bos)
@@ -291,7 +304,7 @@ class _Examination:
         return None
 
     def _replays(self, tokens: Tensor, mask: Tensor, counted: Tensor) -> bool:
-        if int(counted.sum()) != len(self.dictionary.fingerprint.strongest):
+        if int(counted.sum()) != len(self.recorded.strongest):
             return False
         values = self._activations([self.hookpoint, self.target], tokens, mask)
         x, y = values[self.hookpoint][counted], values[self.target][counted]

@@ -1,6 +1,7 @@
 """Training: from text and a model to dictionaries."""
 
 from monosemy.training.config import TrainConfig
+from monosemy.training.fit import fit
 from monosemy.training.grid import expand
 from monosemy.training.member import Member, StepFigures
 from monosemy.training.plan import context_for
@@ -26,6 +27,7 @@ __all__ = [
     "context_for",
     "describe_extension",
     "expand",
+    "fit",
     "make_plans",
     "middle",
     "resume",

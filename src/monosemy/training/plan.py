@@ -149,7 +149,7 @@ def make_plan(
     )
     d_out = target.width if target else point.width
     plan = Plan(name, folder, config, provenance, point.width, d_out)
-    _check_options(plan)
+    check_options(plan)
     return plan
 
 
@@ -163,7 +163,12 @@ def _check_order(lm: LM, hookpoint: str, target: str) -> None:
         )
 
 
-def _check_options(plan: Plan) -> None:
+def check_options(plan: Plan) -> None:
+    """Refuse options that the width does not allow.
+
+    Raises:
+        UserError: a clamped feature that does not exist, more features to fire than there are.
+    """
     config, width = plan.config, plan.width
     for feature in config.clamp:
         if not 0 <= feature < width:
@@ -178,21 +183,21 @@ def _check_options(plan: Plan) -> None:
         )
 
 
-def check_memory(plans: Sequence[Plan], lm: LM) -> None:
+def check_memory(plans: Sequence[Plan], device: torch.device) -> None:
     """Refuse what will not fit, before any work.
 
     Raises:
         UserError: the estimate exceeds what is free; says which part is how large.
     """
     needed = memory_needed(plans)
-    free = free_memory(lm.device)
+    free = free_memory(device)
     total = sum(needed.values())
     if total <= free:
         return
     parts = ", ".join(f"{name} {_gb(size)}" for name, size in needed.items())
     widest = max(plan.width for plan in plans)
     raise UserError(
-        f"training needs {_gb(total)} of memory, {_gb(free)} is free on {lm.device}: {parts}",
+        f"training needs {_gb(total)} of memory, {_gb(free)} is free on {device}: {parts}",
         f"choose a width below {widest}, a smaller --pool or --batch, or fewer coders at once",
     )
 

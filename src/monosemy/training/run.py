@@ -201,7 +201,7 @@ def make_plans(
         )
         for (point, config), name in zip(pairs, names, strict=True)
     ]
-    check_memory(plans, lm)
+    check_memory(plans, lm.device)
     return plans
 
 
