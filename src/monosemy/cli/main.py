@@ -20,6 +20,8 @@ COMMANDS = {
     "features": "see what a dictionary's features fire on",
     "steer": "continue a prompt with a feature turned up or down",
     "doctor": "check that a dictionary is wired to a model rightly",
+    "stats": "measure what a model's activations are like, before training on them",
+    "tokens": "show text as a model reads it, the tokens that count marked",
     "hookpoints": "list where a model's activations can be read and edited",
     "report": "write a run's report as one HTML file",
 }
