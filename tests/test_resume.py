@@ -82,9 +82,8 @@ def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
     child = start(folder, "batch_topk")
     assert child.stdout is not None
     child.stdout.readline()
-    while not (folder / "config.json").exists():
-        time.sleep(0.01)
-    time.sleep(0.3)
+    while not has_checkpoint(folder):  # the first of twelve
+        time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
     _, errors = child.communicate(timeout=60)
     if child.returncode == 0:
