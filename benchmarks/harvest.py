@@ -101,7 +101,7 @@ def take_turns(lm, corpus, recipe, batches, rounds):
     size = BATCHES * recipe.tokens_at_once * lm.hookpoint(recipe.hookpoints[0]).width * 2
     with (
         tempfile.TemporaryDirectory() as folder,
-        Harvest(lm, corpus, recipe, folder, tokens=10**9, shard_bytes=size) as harvest,
+        Harvest(lm, corpus, recipe, folder, tokens=10**6, shard_bytes=size) as harvest,
     ):
         harvest.grow(1)
         for number in range(rounds):
