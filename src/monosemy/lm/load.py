@@ -63,6 +63,28 @@ def load_model(
     return model.eval() if "device_map" in settings else model.to(where).eval()
 
 
+def empty_model(config: str | Path) -> PreTrainedModel:
+    """Build a model from its config.json alone, without weights, on the device `meta`.
+
+    Raises:
+        UserError: there is no such file, or `transformers` makes no model of it.
+    """
+    path = Path(config).expanduser()
+    if not path.is_file():
+        raise UserError(f"no file `{config}`", "give a model's config.json")
+    try:
+        # `local_files_only`: a file is enough; code that comes with a model is never run.
+        settings = AutoConfig.from_pretrained(str(path), local_files_only=True)
+        with torch.device("meta"):
+            model = model_class(settings)._from_config(settings)
+    except (*_LOADING_ERRORS, TypeError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"`{config}` makes no model: {reason}", "give the config.json of a Hugging Face model"
+        ) from error
+    return model.eval()
+
+
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer by the name of a model, or of a folder that holds one.
 
