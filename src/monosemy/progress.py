@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -70,3 +72,38 @@ class Task:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class Stages:
+    """Seconds that each stage of work takes; of a stage within another only the inner counts.
+
+    Args:
+        settle: called at the end of each stage, to wait for a device that works on by itself.
+    """
+
+    def __init__(self, settle: Callable[[], None] = lambda: None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._settle = settle
+        self._inside: list[float] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count what the block takes to a stage."""
+        began = time.perf_counter()
+        self._inside.append(0.0)
+        try:
+            yield
+            self._settle()
+        finally:
+            took = time.perf_counter() - began
+            own = took - self._inside.pop()
+            self.seconds[name] = self.seconds.get(name, 0.0) + own
+            if self._inside:
+                self._inside[-1] += took
+
+    def told(self) -> str:
+        """Say which share of the time each stage took, and which one the others wait for."""
+        total = max(sum(self.seconds.values()), 1e-9)
+        order = sorted(self.seconds, key=lambda name: -self.seconds[name])
+        shares = ", ".join(f"{name} {self.seconds[name] / total:.0%}" for name in order)
+        return f"{total:.1f} s: {shares}; most of the time the others wait for: {order[0]}"

@@ -8,10 +8,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from monosemy.activations.ahead import Ahead
 from monosemy.corpus import TokenBatch, TokenStream
 from monosemy.device import has_fast_bf16
 from monosemy.errors import UserError
 from monosemy.lm import LM
+from monosemy.progress import Stages
 
 Activations = dict[str, Tensor]
 """Activations of the same tokens at one or several hook points: name -> [tokens, d_in]."""
@@ -21,7 +23,8 @@ class LiveActivations:
     """Iterate over the counted tokens' activations, one batch of text at a time.
 
     One forward pass, which stops after the last hook point, serves all hook points. The first
-    `skip` batches of text are read but not run. `autocast` as for `counted_activations`.
+    `skip` batches of text are read but not run. `autocast` as for `counted_activations`; `stages`
+    counts the time of text and model. On a GPU text is read in a thread of its own.
     """
 
     def __init__(
@@ -32,13 +35,23 @@ class LiveActivations:
         *,
         skip: int = 0,
         autocast: bool = False,
+        stages: Stages | None = None,
     ) -> None:
         self.lm, self.stream, self.hookpoints, self.skip = lm, stream, list(hookpoints), skip
-        self.autocast = autocast
+        self.autocast, self.stages = autocast, stages or Stages()
 
     def __iter__(self) -> Iterator[Activations]:
-        for batch in islice(self.stream, self.skip, None):
-            yield counted_activations(self.lm, batch, self.hookpoints, self.autocast)
+        text: Iterator[TokenBatch] = islice(self.stream, self.skip, None)
+        if self.lm.device.type != "cpu":  # where the model leaves the processor free to read
+            text = Ahead(text)
+        while True:
+            with self.stages("text"):
+                batch = next(text, None)
+            if batch is None:
+                return
+            with self.stages("model"):
+                values = counted_activations(self.lm, batch, self.hookpoints, self.autocast)
+            yield values
 
 
 def counted_activations(

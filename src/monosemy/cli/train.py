@@ -36,6 +36,8 @@ class Command:
     """Make pages of features four times on the way, into the run's samples/ and the trackers."""
     checkpoint_tokens: int | None = None
     """Tokens between checkpoints; default: five minutes."""
+    profile: bool = False
+    """Say in the end which share of the time text, model, disk and training took."""
     dry_run: bool = False
     """Say what would be done, every default resolved, and do nothing."""
 
@@ -59,6 +61,7 @@ class Command:
             track=self.track,
             checkpoint_tokens=self.checkpoint_tokens,
             sample=feature_sampler(lm, corpus) if self.samples else None,
+            profile=self.profile,
         )
         print_trained(run)
 

@@ -23,6 +23,7 @@ from monosemy.activations import (
 from monosemy.corpus import TokenBatch, TokenStream
 from monosemy.errors import UserError
 from monosemy.lm import LM
+from monosemy.progress import Stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,11 @@ class PoolFeed:
         batch: int,
         seed: int,
         autocast: bool = False,
+        stages: Stages | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         taken = state["taken"] if state else 0
-        source = LiveActivations(lm, text, hookpoints, skip=taken, autocast=autocast)
+        source = LiveActivations(lm, text, hookpoints, skip=taken, autocast=autocast, stages=stages)
         self.pool = ShufflePool(source, size=size, batch_size=batch, seed=seed)
         if state:
             rows = {name: x.to(lm.device) for name, x in state["rows"].items()}
@@ -93,6 +95,7 @@ class StoreFeed:
         size: tokens in the pool.
         batch: tokens in a batch.
         seed: of the order.
+        stages: counts the time of reading and of harvesting.
         state: of a feed to go on from.
     """
 
@@ -106,8 +109,10 @@ class StoreFeed:
         size: int,
         batch: int,
         seed: int,
+        stages: Stages | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
+        self.stages = stages or Stages()
         self.store, self.grow, self.hookpoints = store, grow, list(hookpoints)
         self.device, self.batch = device, batch
         numbers = self._numbers(state["taken"] if state else 0)
@@ -128,8 +133,9 @@ class StoreFeed:
         return self.pool.state_dict()
 
     def _read(self, rows: Tensor) -> Activations:
-        values = self.store.read(rows, self.hookpoints)
-        return {name: x.to(self.device) for name, x in values.items()}
+        with self.stages("disk"):
+            values = self.store.read(rows, self.hookpoints)
+            return {name: x.to(self.device) for name, x in values.items()}
 
     def _numbers(self, taken: int) -> Iterator[Activations]:
         for first in itertools.count(taken * self.batch, self.batch):
@@ -137,7 +143,8 @@ class StoreFeed:
             if last > len(self.store):
                 if self.grow is None:
                     return
-                self.grow(last)
+                with self.stages("harvest"):
+                    self.grow(last)
             self.store.will_need(first)
             yield {"row": torch.arange(first, last)}
 

@@ -52,6 +52,7 @@ def train(
     track: Sequence[str] = (),
     checkpoint_tokens: int | None = None,
     sample: Sample | None = None,
+    profile: bool = False,
     **settings: Any,
 ) -> Run:
     """Train a dictionary.
@@ -66,6 +67,7 @@ def train(
         track: beside JSON lines in the folder: `tensorboard`, `wandb`, `trackio`.
         checkpoint_tokens: tokens between checkpoints in the folder; default: five minutes.
         sample: makes a page of a half-trained dictionary, four times on the way, for the trackers.
+        profile: say in the end which share of the time text, model and training took.
         settings: fields of `TrainConfig`.
 
     Raises:
@@ -75,7 +77,9 @@ def train(
     lm = lm if isinstance(lm, LM) else LM(lm)
     corpus = open_corpus(data)
     (plan,) = make_plans(lm, corpus, [hookpoint], [settings_of(config, settings)], policy, out)
-    return _train(lm, corpus, [plan], plan.folder, track, checkpoint_tokens, sample)[0]
+    return _train(
+        lm, corpus, [plan], plan.folder, track, checkpoint_tokens, sample, profile=profile
+    )[0]
 
 
 def sweep(
@@ -229,6 +233,7 @@ def _train(
     checkpoint_tokens: int | None,
     sample: Sample | None = None,
     extend: bool = False,
+    profile: bool = False,
 ) -> list[Run]:
     corpus.check("train", "held_out")
     going_on = folder is not None and (has_checkpoint(folder) or extend)
@@ -254,6 +259,7 @@ def _train(
             checkpoint_tokens=checkpoint_tokens,
             extend=extend,
             sample=sample,
+            profile=profile,
         )
         try:
             trained = session.run()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from monosemy.device import fix_threads
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.metrics import Activity
-from monosemy.progress import Task
+from monosemy.progress import Stages, Task
 from monosemy.training.checkpoint import (
     LATEST,
     PLATEAU,
@@ -84,6 +85,8 @@ class Session:
         trackers: for each plan, where its figures go.
         checkpoint_tokens: tokens between checkpoints; None: five minutes.
         extend: go on from where the learning rate began to fall, to this many tokens.
+        sample: makes a page of a half-trained dictionary.
+        profile: say in the end what took the time.
     """
 
     def __init__(
@@ -97,8 +100,10 @@ class Session:
         checkpoint_tokens: int | None = None,
         extend: bool = False,
         sample: Sample | None = None,
+        profile: bool = False,
     ) -> None:
         fix_threads()
+        self.profile, self.stages = profile, Stages(_settled(lm.device) if profile else _nothing)
         self.lm, self.corpus, self.plans, self.folder = lm, corpus, list(plans), folder
         self.trackers = [list(t) for t in trackers] or [[] for _ in plans]
         self.checkpoint_tokens, self.sample = checkpoint_tokens, sample
@@ -134,8 +139,12 @@ class Session:
             while any(member.step_count < member.end for member in self.members):
                 self._keep(stop)
                 before = self.tokens
-                self._step(next(self.feed), task)
+                batch = next(self.feed)
+                with self.stages("training"):
+                    self._step(batch, task)
                 task.advance(self.tokens - before, self._note())
+            if self.profile:
+                task.say(self.stages.told())
         return self._finish()
 
     # --- setting up ---------------------------------------------------------------------------
@@ -169,6 +178,7 @@ class Session:
                 size=c.pool,
                 batch=c.batch,
                 seed=c.seed,
+                stages=self.stages,
                 state=state,
             )
         text = recipe.stream(self.lm, self.corpus, None)
@@ -180,6 +190,7 @@ class Session:
             batch=c.batch,
             seed=c.seed,
             autocast=recipe.autocast,
+            stages=self.stages,
             state=state,
         )
 
@@ -435,6 +446,17 @@ class Session:
 
 class Stopped(UserError):
     """Training was asked to stop, and saved what it had."""
+
+
+def _nothing() -> None:
+    """Wait for nothing."""
+
+
+def _settled(device: torch.device) -> Callable[[], None]:
+    """Return what waits until a device has done what it was asked."""
+    if device.type != "cuda":
+        return _nothing
+    return partial(torch.cuda.synchronize, device)
 
 
 def make_member(coder: SparseCoder, plan: Plan, scorer: Scorer) -> Member:

@@ -1,0 +1,106 @@
+"""Work done ahead in a thread is the same work; where time goes adds up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monosemy.activations import LiveActivations, Recipe
+from monosemy.activations import live as live_module
+from monosemy.activations.ahead import Ahead
+from monosemy.corpus import Corpus
+from monosemy.errors import UserError
+from monosemy.lm import LM
+from monosemy.progress import Stages
+
+
+@settings(max_examples=30, deadline=None)
+@given(items=st.lists(st.integers(), max_size=30), depth=st.integers(1, 5))
+def test_items_come_in_order(items: list[int], depth: int) -> None:
+    ahead = Ahead(items, depth)
+    assert list(ahead) == items
+    assert list(ahead) == []
+
+
+def test_an_error_comes_where_it_happened() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise UserError("the third file cannot be read")
+
+    ahead = Ahead(source())
+    assert next(ahead) == 1
+    for _ in range(2):
+        with pytest.raises(UserError, match="the third file"):
+            next(ahead)
+
+
+def test_source_and_consumer_work_at_the_same_time() -> None:
+    """Twenty items of 10 ms each side take some 200 ms together, not 400."""
+    both = threading.Event()
+    inside = [0]
+
+    def source() -> Iterator[int]:
+        for number in range(20):
+            inside[0] += 1
+            time.sleep(0.01)
+            inside[0] -= 1
+            yield number
+
+    for _ in Ahead(source()):
+        for _ in range(10):
+            if inside[0]:
+                both.set()
+            time.sleep(0.001)
+    assert both.is_set()
+
+
+def test_nobody_works_for_one_who_left() -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[int]:
+        for number in range(10**9):
+            made.append(number)
+            yield number
+
+    ahead = Ahead(source(), depth=2)
+    next(ahead)
+    thread = ahead._thread
+    ahead.close()
+    thread.join(5)
+    assert not thread.is_alive() and len(made) < 10
+
+
+def test_text_read_ahead_gives_the_same_activations(
+    lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(model=lm.name, hookpoints=("layers.1",), context=32, corpus=corpus.describe())
+    plain = list(LiveActivations(lm, recipe.stream(lm, corpus), ["layers.1"], skip=1))
+    monkeypatch.setattr(live_module, "islice", lambda *a: Ahead(islice(*a)))
+    ahead = list(LiveActivations(lm, recipe.stream(lm, corpus), ["layers.1"], skip=1))
+    assert len(plain) == len(ahead) > 0
+    for one, other in zip(plain, ahead, strict=True):
+        assert torch.equal(one["layers.1"], other["layers.1"])
+
+
+def test_stages_add_up_and_inner_ones_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("monosemy.progress.time.perf_counter", lambda: now[0])
+    stages = Stages()
+    with stages("training"):
+        now[0] += 1
+        with stages("model"):
+            now[0] += 5
+        now[0] += 2
+    with stages("text"):
+        now[0] += 2
+    assert stages.seconds == {"model": 5, "training": 3, "text": 2}
+    assert stages.told() == (
+        "10.0 s: model 50%, training 30%, text 20%; most of the time the others wait for: model"
+    )
