@@ -45,6 +45,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["demo", "--overwrite"])
     finally:
         os.chdir(before)
+    # The prompts that docs/activations.md shows.
+    (folder / "prompts.txt").write_text("The red bicycle\nA fast train\n")
     return folder
 
 

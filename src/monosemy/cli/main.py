@@ -20,6 +20,7 @@ COMMANDS = {
     "features": "see what a dictionary's features fire on",
     "steer": "continue a prompt with a feature turned up or down",
     "doctor": "check that a dictionary is wired to a model rightly",
+    "corpus": "make text: conversations in a chat template, or what a model writes",
     "plan": "say what work will take before it is begun: memory, disk, time, cost",
     "stats": "measure what a model's activations are like, before training on them",
     "tokens": "show text as a model reads it, the tokens that count marked",

@@ -57,11 +57,14 @@ class Command:
         for row in range(len(batch.tokens)):
             console.print(row_line(batch, row, tokenizer))
             console.print()
-        counted, all_ = int(batch.counted.sum()), batch.tokens.numel()
-        padding = int((~batch.attention_mask).sum())
+        counted, padding = int(batch.counted.sum()), int((~batch.attention_mask).sum())
+        special = sum(t in set(tokenizer.all_special_ids) for t in batch.tokens.flatten().tolist())
+        special = min(special, batch.tokens.numel() - counted) - padding
+        rest = batch.tokens.numel() - counted - padding - special
         console.print(
-            f"{counted} of {all_} tokens count (on a ground of colour, two shades in turn); "
-            f"{all_ - counted - padding} special ones and {padding} of padding do not"
+            f"{counted} of {batch.tokens.numel()} tokens count (on a ground of colour, two shades "
+            f"in turn); not {special} special ones, {padding} of padding, {rest} outside the "
+            "spans of their document"
         )
 
 
@@ -81,5 +84,7 @@ def row_line(batch: TokenBatch, row: int, tokenizer: PreTrainedTokenizerBase) ->
             shade = 1 - shade
             line.append(visible(str(tokenizer.decode([token]))), _COUNTED[shade])
         else:
-            line.append(str(tokenizer.convert_ids_to_tokens(token)), _OTHER)
+            special = token in tokenizer.all_special_ids
+            name = tokenizer.convert_ids_to_tokens(token) if special else tokenizer.decode([token])
+            line.append(visible(str(name)), _OTHER)
     return line

@@ -68,5 +68,23 @@ def text_of_row(row: Mapping[str, Any], column: str, where: str) -> str:
     return value
 
 
+def spans_of_row(row: Mapping[str, Any], where: str) -> tuple[tuple[int, int], ...] | None:
+    """Return the stretches of characters that count, where a row has any under `spans`.
+
+    Raises:
+        UserError: they are not pairs of numbers.
+    """
+    spans = row.get("spans")
+    if spans is None:
+        return None
+    try:
+        return tuple((int(first), int(last)) for first, last in spans)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: `spans` must be a list of [from, to], characters that count",
+            "leave it out to count all",
+        ) from error
+
+
 def _listed(columns: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in columns) or "none"

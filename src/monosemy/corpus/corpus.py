@@ -13,6 +13,7 @@ from monosemy.corpus.document import HELD_OUT_SHARE, Document
 from monosemy.corpus.files import SUFFIXES, FileSource
 from monosemy.corpus.hub import HubSource
 from monosemy.corpus.memory import MemorySource
+from monosemy.corpus.mix import PREFIX, MixSource, split_mix
 from monosemy.corpus.source import Source
 from monosemy.corpus.stdlib import StdlibSource
 from monosemy.errors import UserError
@@ -125,9 +126,10 @@ def open_corpus(
 
     Args:
         source: `builtin:stdlib` (Python's standard library); a file or folder of .txt .md .py
-            .jsonl .csv .parquet; the name of a Hugging Face data set; or a re-iterable of strings,
-            `Document`s or rows, such as a list or a `datasets.Dataset`. A corpus is returned as
-            it is, the other arguments then having no effect.
+            .jsonl .csv .parquet; the name of a Hugging Face data set; several of these, mixed by
+            weight, as `mix:NAME=WEIGHT,NAME=WEIGHT`; or a re-iterable of strings, `Document`s or
+            rows, such as a list or a `datasets.Dataset`. A corpus is returned as it is, the other
+            arguments then having no effect.
         column: the column that holds the text; None finds it.
         config: a Hugging Face data set's configuration.
         split: a Hugging Face data set's split.
@@ -150,6 +152,9 @@ def open_corpus(
 
 def _named_source(source: str | Path, column: str | None, config: str | None, split: str) -> Source:
     name = str(source)
+    if name.startswith(PREFIX):
+        parts = split_mix(name)
+        return MixSource([(_named_source(s, column, config, split), w) for s, w in parts])
     if name == StdlibSource.name:
         return StdlibSource()
     if name.startswith("builtin:"):

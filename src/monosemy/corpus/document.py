@@ -16,6 +16,8 @@ class Document:
     id: str
     """Where the text came from, for people: a path, a row number."""
     text: str
+    spans: tuple[tuple[int, int], ...] | None = None
+    """Stretches of characters, [from, to): tokens with one of them count; None: all do."""
     split_key: str = field(default="")
     """What the held-out split hashes. Empty: the text itself, so that copies fall on one side."""
 

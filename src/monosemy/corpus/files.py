@@ -13,7 +13,7 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any
 
-from monosemy.corpus.columns import choose_column, column_of_row, text_of_row
+from monosemy.corpus.columns import choose_column, column_of_row, spans_of_row, text_of_row
 from monosemy.corpus.document import Document
 from monosemy.errors import UserError
 
@@ -98,7 +98,22 @@ class FileSource:
         for number, row in rows:
             column = column or column_of_row(self.column, row, str(file))
             text = text_of_row(row, column, f"{file}:{number}")
-            yield Document(id=f"{name}:{number}", text=text)
+            spans = spans_of_row(row, f"{file}:{number}")
+            yield Document(id=f"{name}:{number}", text=text, spans=spans)
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line numbers and objects of a file of JSON lines.
+
+    Raises:
+        UserError: it cannot be read, or a line is no JSON object.
+    """
+    if file.suffix.lower() != ".jsonl":
+        raise UserError(f"{file}: not a file of JSON lines", "its name must end in .jsonl")
+    try:
+        yield from _read_jsonl(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {error}", "check the path") from error
 
 
 def cut_text(file: TextIOBase) -> Iterator[tuple[int, str]]:

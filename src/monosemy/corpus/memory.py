@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monosemy.corpus.columns import column_of_row, text_of_row
+from monosemy.corpus.columns import column_of_row, spans_of_row, text_of_row
 from monosemy.corpus.document import Document
 from monosemy.errors import UserError
 
@@ -42,7 +42,9 @@ class MemorySource:
         for number, item in self._numbered(rng):
             if isinstance(item, Mapping):
                 column = column or column_of_row(None, item, "the first row")
-                yield Document(id=str(number), text=text_of_row(item, column, f"row {number}"))
+                text = text_of_row(item, column, f"row {number}")
+                spans = spans_of_row(item, f"row {number}")
+                yield Document(id=str(number), text=text, spans=spans)
             else:
                 yield _document(item, number)
 

@@ -73,6 +73,7 @@ class TokenPolicy:
         tokens: Int[Tensor, "batch context"],
         attention_mask: Bool[Tensor, "batch context"],
         special_ids: Collection[int],
+        inside: Bool[Tensor, "batch context"] | None = None,
     ) -> Bool[Tensor, "batch context"]:
         """Return True where a position counts.
 
@@ -80,6 +81,7 @@ class TokenPolicy:
             tokens: token ids.
             attention_mask: True at tokens, False at padding, on whichever side that is.
             special_ids: the tokenizer's special tokens.
+            inside: False where a document's own `spans` let nothing count.
         """
         position = _positions(attention_mask)
         counts = position >= self.start if self.start else torch.ones_like(attention_mask)
@@ -90,6 +92,8 @@ class TokenPolicy:
         if not self.special:
             special = torch.tensor(sorted(special_ids), dtype=tokens.dtype, device=tokens.device)
             counts &= ~(torch.isin(tokens, special) & attention_mask)
+        if inside is not None:
+            counts &= inside
         if self.choose == "last":
             return _only(counts, position)
         if self.choose == "random":

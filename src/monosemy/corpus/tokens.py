@@ -229,17 +229,35 @@ class TokenStream:
         touched = np.unique(origin[origin >= 0])
         tokens = torch.from_numpy(table[_TOKEN])
         attention_mask = torch.from_numpy(origin != _PADDING)
+        documents = [numbered[number] for number in touched.tolist()]
+        inside = torch.from_numpy(_in_spans(table, touched, documents))
+        counted = self.policy.mask(tokens, attention_mask, self._special_ids, inside)
         return TokenBatch(
             tokens=tokens,
             attention_mask=attention_mask,
-            counted=self.policy.mask(tokens, attention_mask, self._special_ids),
+            counted=counted,
             document=torch.from_numpy(
                 np.where(origin >= 0, np.searchsorted(touched, origin), _INSERTED)
             ),
             start=torch.from_numpy(table[_START]),
             end=torch.from_numpy(table[_END]),
-            documents=[numbered[number] for number in touched.tolist()],
+            documents=documents,
         )
+
+
+def _in_spans(
+    table: Int64[np.ndarray, "4 batch context"], touched: np.ndarray, documents: list[Document]
+) -> np.ndarray:
+    """Return False at tokens of a document that lie outside the stretches that count."""
+    inside = np.ones(table.shape[1:], dtype=bool)
+    for number, document in zip(touched.tolist(), documents, strict=True):
+        if document.spans is not None:
+            mine, start, end = table[_DOCUMENT] == number, table[_START], table[_END]
+            counts = np.zeros_like(mine)
+            for first, last in document.spans:
+                counts |= (start < last) & (end > first)
+            inside &= ~mine | counts
+    return inside
 
 
 def _forget(numbered: dict[int, Document], rows: list[Row]) -> None:

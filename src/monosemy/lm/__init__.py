@@ -3,6 +3,15 @@
 from monosemy.lm.hookpoints import HookPoint
 from monosemy.lm.hooks import Edit
 from monosemy.lm.lm import LM, Steerable
+from monosemy.lm.texts import chat_document, generate_documents
 from monosemy.lm.unembedding import Unembedding
 
-__all__ = ["LM", "Edit", "HookPoint", "Steerable", "Unembedding"]
+__all__ = [
+    "LM",
+    "Edit",
+    "HookPoint",
+    "Steerable",
+    "Unembedding",
+    "chat_document",
+    "generate_documents",
+]
