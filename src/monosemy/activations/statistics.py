@@ -29,7 +29,7 @@ class Statistics:
     activations are centred."""
 
     @classmethod
-    def of(cls, batches: Iterable[Float[Tensor, "tokens d_in"]]) -> Statistics:
+    def of(cls, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Statistics:
         """Measure a sample, which should be shuffled over documents and free of special tokens."""
         parts = [part for batch in batches for part in batch.split(_ROWS)]
         n = sum(map(len, parts))
