@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+from pathlib import Path
 
 import datasets
 import jaxtyping
@@ -536,3 +537,20 @@ def test_a_corpus_of_python_objects_is_described_but_cannot_be_opened_again():
     assert description == {"source": "python:list", "column": None, "held_out": 0.1}
     with pytest.raises(UserError, match="pass the documents again"):
         open_corpus(**description)
+
+
+def test_bad_files_are_skipped_only_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "c.jsonl").write_text('{"text": "second"}\nnot JSON\n')
+    (tmp_path / "d.txt").write_text("third")
+    with pytest.raises(UserError, match=r"b\.txt is not UTF-8"):
+        list(open_corpus(tmp_path, held_out=0.0).documents("all"))
+    corpus = open_corpus(tmp_path, held_out=0.0, skip_bad=True)
+    for _ in range(2):
+        assert [d.text for d in corpus.documents("all")] == ["first", "second", "third"]
+    said = capsys.readouterr().err
+    assert said.count("skipped: ") == 2 and "b.txt" in said and "c.jsonl:2 is not JSON" in said
+    assert open_corpus(**corpus.describe()).describe() == corpus.describe()

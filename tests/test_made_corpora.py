@@ -83,6 +83,8 @@ def test_a_mix_ends_with_what_runs_out_first_and_opens_again(tmp_path: Path) -> 
     assert sum(text.startswith("few") for text in texts) == 3
     assert 4 <= sum(text.startswith("many") for text in texts) <= 9
     assert open_corpus(**corpus.describe()).name == name
+    skipping = open_corpus(name, skip_bad=True).describe()
+    assert skipping["skip_bad"] and open_corpus(**skipping).describe() == skipping
     ids = [d.id for d in corpus.documents("all", seed=1)]
     assert len(set(ids)) == len(ids) and str(tmp_path / "few") in ids[0] + ids[1]
 

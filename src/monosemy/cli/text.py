@@ -22,6 +22,9 @@ class Text:
     held_out: float = 0.1
     """Share of documents kept away from training."""
 
+    skip_bad: bool = False
+    """Pass over files that cannot be read, and say which."""
+
     def open(self) -> Corpus:
         """Open the corpus.
 
@@ -34,4 +37,5 @@ class Text:
             config=self.config,
             split=self.split,
             held_out=self.held_out,
+            skip_bad=self.skip_bad,
         )

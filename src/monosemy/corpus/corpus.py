@@ -121,6 +121,7 @@ def open_corpus(
     config: str | None = None,
     split: str = "train",
     held_out: float = HELD_OUT_SHARE,
+    skip_bad: bool = False,
 ) -> Corpus:
     """Open a corpus.
 
@@ -134,6 +135,7 @@ def open_corpus(
         config: a Hugging Face data set's configuration.
         split: a Hugging Face data set's split.
         held_out: share of the documents that training never sees.
+        skip_bad: pass over files that cannot be read, and say which; else they are an error.
 
     Raises:
         UserError: there is nothing there, or it cannot be read.
@@ -147,14 +149,17 @@ def open_corpus(
                 "allowed: `builtin:stdlib`, a path, a data set's name, an iterable of strings",
             )
         return Corpus(MemorySource(source, column), held_out=held_out)
-    return Corpus(_named_source(source, column, config, split), held_out=held_out)
+    found = _named_source(source, column, config, split, skip_bad)
+    return Corpus(found, held_out=held_out)
 
 
-def _named_source(source: str | Path, column: str | None, config: str | None, split: str) -> Source:
+def _named_source(
+    source: str | Path, column: str | None, config: str | None, split: str, skip_bad: bool
+) -> Source:
     name = str(source)
     if name.startswith(PREFIX):
         parts = split_mix(name)
-        return MixSource([(_named_source(s, column, config, split), w) for s, w in parts])
+        return MixSource([(_named_source(s, column, config, split, skip_bad), w) for s, w in parts])
     if name == StdlibSource.name:
         return StdlibSource()
     if name.startswith("builtin:"):
@@ -165,7 +170,7 @@ def _named_source(source: str | Path, column: str | None, config: str | None, sp
         )
     path = Path(name).expanduser()
     if isinstance(source, Path) or path.exists() or _looks_like_path(name):
-        return FileSource(path, column)
+        return FileSource(path, column, skip_bad)
     hub = HubSource(name, config, split, column)
     _ = hub.dataset  # a wrong name must fail here, not at the first document
     return hub

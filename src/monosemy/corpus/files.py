@@ -7,8 +7,9 @@ import json
 import os
 import random
 import re
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import TextIOBase
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ class FileSource:
 
     path: Path
     column: str | None = None
+    skip_bad: bool = False
+    """Pass over files that cannot be read, and what follows a bad row in its file; say so."""
+    _skipped: set[Path] = field(default_factory=set, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.path.exists():
@@ -48,15 +52,24 @@ class FileSource:
     def name(self) -> str:
         return str(self.path)
 
-    def describe(self) -> dict[str, str | None]:
-        return {"source": self.name, "column": self.column}
+    def describe(self) -> dict[str, Any]:
+        # Named only where it is asked for, so that older descriptions are the same.
+        skipping = {"skip_bad": True} if self.skip_bad else {}
+        return {"source": self.name, "column": self.column, **skipping}
 
     def read(self, rng: random.Random | None) -> Iterator[Document]:
         files = self._files()
         if rng is not None:
             rng.shuffle(files)
         for file in files:
-            yield from self._read_file(file)
+            try:
+                yield from self._read_file(file)
+            except UserError as error:
+                if not self.skip_bad:
+                    raise
+                if file not in self._skipped:
+                    self._skipped.add(file)
+                    sys.stderr.write(f"skipped: {error.message}\n")
 
     def _files(self) -> list[Path]:
         """List the files to read, in the order of their paths."""

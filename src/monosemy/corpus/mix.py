@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from monosemy.corpus.document import Document
 from monosemy.corpus.source import Source
@@ -34,8 +35,10 @@ class MixSource:
     def name(self) -> str:
         return PREFIX + ",".join(f"{source.name}={weight:g}" for source, weight in self.parts)
 
-    def describe(self) -> dict[str, str | None]:
-        return {"source": self.name, "column": None}
+    def describe(self) -> dict[str, Any]:
+        asked = [source.describe() for source, _ in self.parts]  # the same for all of them
+        shared = {k: v for values in asked for k, v in values.items() if v is not None}
+        return {**shared, "source": self.name}
 
     def read(self, rng: random.Random | None) -> Iterator[Document]:
         readers = [source.read(rng) for source, _ in self.parts]

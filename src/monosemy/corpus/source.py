@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from monosemy.corpus.document import Document
 
@@ -24,5 +24,5 @@ class Source(Protocol):
             UserError: a document cannot be read; the message names its file and row.
         """
 
-    def describe(self) -> dict[str, str | None]:
+    def describe(self) -> dict[str, Any]:
         """The arguments of `open_corpus` that say where the documents come from."""
