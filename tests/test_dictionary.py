@@ -107,7 +107,7 @@ def test_unknown_version_says_which_one_is_read(folder: Path, version: object) -
 
 def test_another_kind_of_artefact(folder: Path) -> None:
     edit_manifest(folder, kind="features")
-    with pytest.raises(UserError, match="is a features, not a dictionary"):
+    with pytest.raises(UserError, match="is of kind `features`, not `dictionary`"):
         Dictionary.from_pretrained(folder)
 
 

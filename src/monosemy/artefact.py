@@ -92,7 +92,9 @@ def load_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         raise UserError(f"`{path}` is not valid JSON: {error}", "copy it again") from error
     found, version = manifest.get("kind"), manifest.get("format_version")
     if found != kind:
-        raise UserError(f"`{folder}` is a {found}, not a {kind}", f"give the folder of a {kind}")
+        raise UserError(
+            f"`{folder}` is of kind `{found}`, not `{kind}`", f"give the folder of a saved {kind}"
+        )
     if version != FORMAT_VERSION:
         raise UserError(
             f"`{path}` has format version {version!r}",
