@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from monosemy import LM, open_corpus, train
-from monosemy.activations import Harvest, Recipe, can_autocast
+from monosemy.activations import Harvest, Recipe, can_autocast, counted_activations
 from monosemy.lm.load import load_tokenizer
 
 HERE = Path(__file__).parent
@@ -79,7 +79,25 @@ def main():
     for tokens, size in memory.items():
         print(f"training on {tokens:>9,} tokens: peak {size / 1e9:.3f} GB")
     claims.append(Claim("memory_growth", memory[long] / memory[short], 1.05, "x", False))
+    for name, share in rounding(open_corpus("builtin:stdlib")).items():
+        print(f"embedded model, {name}: moved by {share:.0e} of the variance")
     report(claims, args.json)
+
+
+def rounding(corpus):
+    """Return by how much bf16 moves the embedded model's activations, of their variance."""
+    lm, point = LM("builtin:stdlib", device="cpu"), "layers.2"
+    recipe = Recipe(model=lm.name, hookpoints=(point,), context=CONTEXT, corpus=corpus.describe())
+    batches = list(islice(recipe.stream(lm, corpus), 6))
+    exact, fast = (
+        torch.cat([counted_activations(lm, b, [point], autocast)[point] for b in batches])
+        for autocast in (False, True)
+    )
+    variance = (exact - exact.mean(0)).square().sum()
+    return {
+        "products in bf16": ((fast - exact).square().sum() / variance).item(),
+        "stored in bf16": ((exact.bfloat16().float() - exact).square().sum() / variance).item(),
+    }
 
 
 def arguments():

@@ -173,10 +173,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def disk_error(path: Path, error: Exception) -> UserError:
+def disk_error(
+    path: Path,
+    error: Exception,
+    hint: str = "make room or choose another folder; nothing was changed",
+) -> UserError:
     """Return what to tell a user whose disk refuses."""
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(
-        f"cannot write `{path}`: {reason}",
-        "make room or choose another folder; nothing was changed",
-    )
+    return UserError(f"cannot write `{path}`: {reason}", hint)

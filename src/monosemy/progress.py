@@ -81,7 +81,7 @@ class Stages:
         settle: called at the end of each stage, to wait for a device that works on by itself.
     """
 
-    def __init__(self, settle: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, settle: Callable[[], None] | None = None) -> None:
         self.seconds: dict[str, float] = {}
         self._settle = settle
         self._inside: list[float] = []
@@ -93,7 +93,8 @@ class Stages:
         self._inside.append(0.0)
         try:
             yield
-            self._settle()
+            if self._settle is not None:
+                self._settle()
         finally:
             took = time.perf_counter() - began
             own = took - self._inside.pop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -17,14 +16,14 @@ _POLL = 0.1
 class Ahead(Iterator[T], Generic[T]):
     """The items of an iterable, made in a background thread; in the same order, errors included.
 
+    Close it when no more are wanted: the thread keeps it alive.
+
     Args:
         source: iterated over in the thread, and nowhere else.
         depth: items that may wait.
     """
 
     def __init__(self, source: Iterable[T], depth: int = 4) -> None:
-        self.worked, self.waited = 0.0, 0.0
-        """Seconds that the source took, and that whoever asks waited for it."""
         self._items: queue.Queue[tuple[str, T | BaseException | None]] = queue.Queue(depth)
         self._unwanted = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(source,), daemon=True)
@@ -34,9 +33,7 @@ class Ahead(Iterator[T], Generic[T]):
         return self
 
     def __next__(self) -> T:
-        began = time.perf_counter()
         kind, item = self._items.get()
-        self.waited += time.perf_counter() - began
         if kind == "item":
             return item  # type: ignore[return-value]
         self._items.put((kind, item))  # asked again, it ends again
@@ -48,13 +45,9 @@ class Ahead(Iterator[T], Generic[T]):
         """Let the thread end."""
         self._unwanted.set()
 
-    def __del__(self) -> None:
-        self.close()
-
     def _work(self, source: Iterable[T]) -> None:
         items = iter(source)
         while not self._unwanted.is_set():
-            began = time.perf_counter()
             try:
                 item = next(items)
             except StopIteration:
@@ -63,7 +56,6 @@ class Ahead(Iterator[T], Generic[T]):
             except BaseException as error:
                 self._put(("error", error))
                 return
-            self.worked += time.perf_counter() - began
             self._put(("item", item))
 
     def _put(self, entry: tuple[str, T | BaseException | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from monosemy.activations.live import rows_not_finite
 from monosemy.activations.precision import check_precision, pack
 from monosemy.activations.store import Store, StoreWriter, rows_per_shard
+from monosemy.artefact import MANIFEST
 from monosemy.errors import UserError
 
 
@@ -34,12 +37,8 @@ class Rows:
         if self._store is not None:
             points = self._store.hookpoints
             self.name = name if name in points or len(points) > 1 else points[0]
-            self.shape = (len(self._store), self._store.widths.get(self.name, 0))
-            if self.name not in points:
-                raise UserError(
-                    f"`{self._store.folder}` holds no activations of `{name}`",
-                    f"it holds: {', '.join(points)}",
-                )
+            self._store.check_held(self.name)
+            self.shape = (len(self._store), self._store.widths[self.name])
             return
         if not isinstance(source, Tensor | np.ndarray):
             raise UserError(
@@ -69,14 +68,13 @@ class Rows:
             x = self._array[rows.to(self._array.device)].float()
         else:
             x = torch.from_numpy(np.asarray(self._array[rows.numpy()], dtype=np.float32))
-        if not bool(x.sum().isfinite()):
-            bad = (~torch.isfinite(x).all(-1)).nonzero()[:, 0].cpu()
-            if len(bad):
-                raise UserError(
-                    f"{self.name} is NaN or infinite in {len(bad)} of {len(x)} rows read, such as "
-                    f"row {int(rows[bad[0]])}",
-                    "leave such rows out",
-                )
+        bad = rows_not_finite(x)
+        if bad is not None:
+            raise UserError(
+                f"{self.name} is NaN or infinite in {int(bad.sum())} of {len(x)} rows read, such "
+                f"as row {int(rows[bad][0])}",
+                "leave such rows out",
+            )
         return x
 
 
@@ -99,40 +97,54 @@ def store_arrays(
             NaN or infinite, there are none, or the disk refuses.
     """
     kept, folder = check_precision(precision), Path(folder)
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         raise UserError(f"`{folder}` is a store already", "choose another folder")
     chunks = iter(_chunks(source))
     first = next(chunks, None)
     if first is None:
         raise UserError("there are no activations to store", "the iterator gave nothing")
-    widths = {name: int(x.shape[1]) for name, x in first.items()}
-    size = rows_per_shard(widths, kept)
-    waiting, count = [first], len(next(iter(first.values())))
+    widths = _widths(first)
     with StoreWriter(folder, widths, kept) as writer:
-        for chunk in chunks:
-            found = {name: int(x.shape[1]) for name, x in chunk.items()}
-            if found != widths:
-                raise UserError(f"a chunk is of {found}, those before of {widths}")
-            waiting.append(chunk)
-            count += len(next(iter(chunk.values())))
-            while count >= size:
-                waiting, count = _write(writer, waiting, size), count - size
-        while count:
-            n = min(count, size)
-            waiting, count = _write(writer, waiting, n), count - n
+        for shard in _regrouped(itertools.chain([first], chunks), rows_per_shard(widths, kept)):
+            packed: dict[str, Tensor] = {}
+            for name, x in shard.items():
+                packed |= pack(name, Rows(x, name).read(torch.arange(len(x))), kept)
+            writer.add(packed)
     return Store(folder)
 
 
-def _write(
-    writer: StoreWriter, waiting: list[dict[str, Tensor]], n: int
-) -> list[dict[str, Tensor]]:
-    joined = {name: torch.cat([chunk[name] for chunk in waiting]) for name in waiting[0]}
-    packed: dict[str, Tensor] = {}
-    for name, x in joined.items():
-        packed |= pack(name, Rows(x[:n], name).read(torch.arange(n)), writer.store.precision)
-    writer.add(packed)
-    rest = {name: x[n:] for name, x in joined.items()}
-    return [rest] if len(next(iter(rest.values()))) else []
+def _regrouped(chunks: Iterable[dict[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
+    """Join chunks and cut them to `size` rows; the last holds what is left."""
+    waiting: list[dict[str, Tensor]] = []
+    count = 0
+    for chunk in chunks:
+        if waiting and _widths(chunk) != _widths(waiting[0]):
+            raise UserError(
+                f"a chunk is of {_widths(chunk)}, those before of {_widths(waiting[0])}"
+            )
+        waiting.append(chunk)
+        count += _rows(chunk)
+        if count < size:
+            continue
+        joined, whole = _joined(waiting), count - count % size
+        for first in range(0, whole, size):
+            yield {name: x[first : first + size] for name, x in joined.items()}
+        # Kept even if empty: what comes next must be of the same widths.
+        waiting, count = [{name: x[whole:] for name, x in joined.items()}], count - whole
+    if count:
+        yield _joined(waiting)
+
+
+def _joined(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _widths(chunk: dict[str, Tensor]) -> dict[str, int]:
+    return {name: int(x.shape[1]) for name, x in chunk.items()}
+
+
+def _rows(chunk: dict[str, Tensor]) -> int:
+    return len(next(iter(chunk.values())))
 
 
 def _chunks(source: Any) -> Iterator[dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from monosemy.activations.live import counted_activations
-from monosemy.activations.precision import bytes_per_row, pack
+from monosemy.activations.precision import TOKEN_BYTES, bytes_per_row, pack
 from monosemy.activations.recipe import Recipe
 from monosemy.activations.store import (
     SHARD_BYTES,
@@ -28,9 +28,6 @@ from monosemy.device import fix_threads
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.progress import Task
-
-_BESIDE = 4
-"""Bytes for the token beside each row of activations."""
 
 
 class Harvest:
@@ -137,7 +134,7 @@ def check_disk(store: Store, tokens: int) -> None:
         UserError: what is still to be written exceeds what is free.
     """
     missing = max(tokens - len(store), 0)
-    needed = missing * (bytes_per_row(store.widths, store.precision) + _BESIDE)
+    needed = missing * (bytes_per_row(store.widths, store.precision) + TOKEN_BYTES)
     free = shutil.disk_usage(store.folder).free
     if needed > free:
         most = len(store) + free // (needed // missing)

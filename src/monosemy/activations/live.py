@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monosemy.activations.ahead import Ahead
@@ -41,9 +42,17 @@ class LiveActivations:
         self.autocast, self.stages = autocast, stages or Stages()
 
     def __iter__(self) -> Iterator[Activations]:
-        text: Iterator[TokenBatch] = islice(self.stream, self.skip, None)
-        if self.lm.device.type != "cpu":  # where the model leaves the processor free to read
-            text = Ahead(text)
+        text = islice(self.stream, self.skip, None)
+        if self.lm.device.type == "cpu":  # reading would take the model's cores
+            yield from self._run(text)
+            return
+        ahead = Ahead(text)
+        try:
+            yield from self._run(ahead)
+        finally:
+            ahead.close()
+
+    def _run(self, text: Iterator[TokenBatch]) -> Iterator[Activations]:
         while True:
             with self.stages("text"):
                 batch = next(text, None)
@@ -84,11 +93,17 @@ def can_autocast(lm: LM) -> bool:
     return in_full and has_fast_bf16(lm.device)
 
 
-def _check_finite(x: Tensor, hookpoint: str, batch: TokenBatch) -> None:
+def rows_not_finite(x: Float[Tensor, "rows d"]) -> Bool[Tensor, " rows"] | None:
+    """Return which rows hold a NaN or infinity, on the CPU; None where none does."""
     if bool(x.sum().isfinite()):  # nothing to look for, at a fifth of the cost of looking
-        return
+        return None
     bad = ~torch.isfinite(x).all(-1).cpu()
-    if not bad.any():
+    return bad if bool(bad.any()) else None
+
+
+def _check_finite(x: Tensor, hookpoint: str, batch: TokenBatch) -> None:
+    bad = rows_not_finite(x)
+    if bad is None:
         return
     numbers = batch.document[batch.counted][bad].unique().tolist()
     names = [batch.documents[i].id for i in numbers if i >= 0]

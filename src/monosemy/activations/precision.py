@@ -12,6 +12,8 @@ from monosemy.errors import UserError
 
 Precision = Literal["bf16", "fp32", "int8"]
 
+TOKEN_BYTES = 4
+"""Of the token beside each row of activations, at most."""
 _SCALE = ".scale"
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -134,7 +134,7 @@ class Store:
             rows = torch.arange(*rows.indices(len(self)))
         names = self.hookpoints if hookpoints is None else list(hookpoints)
         for name in names:
-            self._check_held(name)
+            self.check_held(name)
         dtype = kept_dtype(self.precision)
         out = {name: torch.empty(len(rows), self.widths[name], dtype=dtype) for name in names}
         for number, places, inside in self._by_shard(rows):
@@ -178,7 +178,12 @@ class Store:
     def _ends(self) -> Int[Tensor, " shards"]:
         return torch.tensor([shard.rows for shard in self.shards], dtype=torch.int64).cumsum(0)
 
-    def _check_held(self, name: str) -> None:
+    def check_held(self, name: str) -> None:
+        """Refuse a hook point that the store does not hold.
+
+        Raises:
+            UserError: names those that it holds.
+        """
         if name not in self.widths:
             raise UserError(
                 f"`{self.folder}` holds no activations of `{name}`",
@@ -412,11 +417,8 @@ def write_shard(
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             draft.unlink()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"cannot write `{folder / name}`: {reason}",
-            "make room and give the same command again: it goes on with this shard",
-        ) from error
+        hint = "make room and give the same command again: it goes on with this shard"
+        raise disk_error(folder / name, error, hint) from error
     return shard
 
 

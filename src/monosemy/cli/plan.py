@@ -18,7 +18,7 @@ from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.lm.load import empty_model
 from monosemy.training import TrainConfig, context_for, middle
-from monosemy.training.costs import Job, Phase, Rates, model_size, phases, probe, remedies
+from monosemy.training.costs import Job, Phase, Rates, gb, model_size, phases, probe, remedies
 from monosemy.training.machine import Machine, machine_named, this_machine
 
 
@@ -101,7 +101,7 @@ class Command:
         self._print(
             size.name if self.model_config is None else str(self.model_config), point, found
         )
-        self._tell(machine, rates, job)
+        self._tell(machine, rates)
         said = remedies(found, size, machine, job)
         for line in said:
             console.print(line, markup=False)
@@ -132,11 +132,11 @@ class Command:
 
     def _cells(self, name: str, flops: float, seconds: float, phase: Phase | None) -> list[str]:
         cells = [name, f"{flops:.1e}", _time(seconds)]
-        cells += [_bytes(phase.device), _bytes(phase.disk)] if phase else ["", ""]
+        cells += [gb(phase.device), gb(phase.disk) if phase.disk else "-"] if phase else ["", ""]
         return cells + ([f"{seconds / 3600 * self.price:,.2f}"] if self.price else [])
 
-    def _tell(self, machine: Machine, rates: Rates, job: Job) -> None:
-        memory = f"{_bytes(machine.device_memory)} of memory"
+    def _tell(self, machine: Machine, rates: Rates) -> None:
+        memory = f"{gb(machine.device_memory)} of memory"
         if rates.harvest:
             training = f", training {rates.training:,.0f}" if rates.training else ""
             console.print(
@@ -158,9 +158,3 @@ def _time(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.1f} s"
-
-
-def _bytes(size: float) -> str:
-    if not size:
-        return "-"
-    return f"{size / 1e9:,.2f} GB" if size < 1e12 else f"{size / 1e12:,.2f} TB"

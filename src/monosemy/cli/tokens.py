@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import torch
 import tyro
 from rich.text import Text as Line
 from transformers import PreTrainedTokenizerBase
@@ -58,8 +59,8 @@ class Command:
             console.print(row_line(batch, row, tokenizer))
             console.print()
         counted, padding = int(batch.counted.sum()), int((~batch.attention_mask).sum())
-        special = sum(t in set(tokenizer.all_special_ids) for t in batch.tokens.flatten().tolist())
-        special = min(special, batch.tokens.numel() - counted) - padding
+        is_special = torch.isin(batch.tokens, torch.tensor(tokenizer.all_special_ids))
+        special = int((is_special & batch.attention_mask & ~batch.counted).sum())
         rest = batch.tokens.numel() - counted - padding - special
         console.print(
             f"{counted} of {batch.tokens.numel()} tokens count (on a ground of colour, two shades "
@@ -70,7 +71,7 @@ class Command:
 
 def row_line(batch: TokenBatch, row: int, tokenizer: PreTrainedTokenizerBase) -> Line:
     """Return a row as coloured text, with the documents it comes from."""
-    line, shade = Line(), 0
+    line, shade, special = Line(), 0, frozenset(tokenizer.all_special_ids)
     documents = [document.id for document in batch.documents]
     before = None
     for place, token in enumerate(batch.tokens[row].tolist()):
@@ -84,7 +85,6 @@ def row_line(batch: TokenBatch, row: int, tokenizer: PreTrainedTokenizerBase) ->
             shade = 1 - shade
             line.append(visible(str(tokenizer.decode([token]))), _COUNTED[shade])
         else:
-            special = token in tokenizer.all_special_ids
-            name = tokenizer.convert_ids_to_tokens(token) if special else tokenizer.decode([token])
-            line.append(visible(str(name)), _OTHER)
+            named = tokenizer.convert_ids_to_tokens if token in special else tokenizer.decode
+            line.append(visible(str(named(token))), _OTHER)
     return line

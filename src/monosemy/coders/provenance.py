@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from monosemy.activations import Recipe
-from monosemy.activations.recipe import TOKENS_AT_ONCE
 from monosemy.corpus import Corpus, Part, TokenPolicy, TokenStream
 from monosemy.errors import UserError
 from monosemy.lm import LM
@@ -37,9 +36,7 @@ class Provenance:
         """The hook point whose activations are explained: the target, or the input itself."""
         return self.target or self.hookpoint
 
-    def recipe(
-        self, part: Part = "train", *, seed: int = 0, tokens: int = TOKENS_AT_ONCE
-    ) -> Recipe:
+    def recipe(self, part: Part = "train", *, seed: int = 0) -> Recipe:
         """Return what decides the activations it needs, and their order."""
         return Recipe(
             model=self.model,
@@ -51,7 +48,6 @@ class Provenance:
             corpus=self.corpus,
             part=part,
             seed=seed,
-            tokens_at_once=tokens,
         )
 
     def stream(self, lm: LM, corpus: Corpus, part: Part) -> TokenStream:

@@ -230,7 +230,9 @@ class TokenStream:
         tokens = torch.from_numpy(table[_TOKEN])
         attention_mask = torch.from_numpy(origin != _PADDING)
         documents = [numbered[number] for number in touched.tolist()]
-        inside = torch.from_numpy(_in_spans(table, touched, documents))
+        inside = None
+        if any(document.spans is not None for document in documents):
+            inside = torch.from_numpy(_in_spans(table, touched, documents))
         counted = self.policy.mask(tokens, attention_mask, self._special_ids, inside)
         return TokenBatch(
             tokens=tokens,

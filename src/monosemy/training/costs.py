@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from monosemy.activations import Recipe, can_autocast, counted_activations
-from monosemy.activations.precision import Precision, bytes_per_row
+from monosemy.activations.precision import TOKEN_BYTES, Precision, bytes_per_row
 from monosemy.activations.recipe import TOKENS_AT_ONCE
 from monosemy.coders import make_coder
 from monosemy.corpus import Corpus
@@ -18,14 +18,12 @@ from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.training.machine import Machine
 from monosemy.training.member import Member
+from monosemy.training.plan import COPIES, FP32, step_memory
 
 EVALUATION_TOKENS, LOSS_TOKENS, LOSS_PASSES = 98_304, 16_384, 7
 """Of `evaluate`: tokens up to the hook point, those that go through the whole model, and how
 often: as it is, two ablations, the dictionary, three baselines."""
 INDEX_TOKENS = 100_000
-_FP32 = 4
-_TRAINED = 16
-"""Bytes of a trained number: itself, its gradient, two moments of Adam."""
 _TOUCHED = 36
 """Bytes of memory traffic a trained number costs a step: Adam, gradients, the bf16 copy."""
 _SPARSE_PASSES = 6
@@ -151,10 +149,10 @@ def phases(size: ModelSize, machine: Machine, job: Job, rates: Rates = Rates()) 
     d, width = size.d, job.width
     forward, whole = size.forward_flops(job.context), size.forward_flops(job.context, whole=True)
     encode = 2.0 * d * width
-    logits = TOKENS_AT_ONCE * size.vocabulary * _FP32
-    pass_bytes = TOKENS_AT_ONCE * 12 * d * _FP32
+    logits = TOKENS_AT_ONCE * size.vocabulary * FP32
+    pass_bytes = TOKENS_AT_ONCE * 12 * d * FP32
     model = {"model": float(size.bytes), "a batch of text": float(pass_bytes)}
-    coder = 2.0 * d * width * _FP32
+    coder = 2.0 * d * width * FP32
 
     def seconds(flops: float) -> float:
         return flops / machine.flops
@@ -165,23 +163,23 @@ def phases(size: ModelSize, machine: Machine, job: Job, rates: Rates = Rates()) 
         job.tokens * forward,
         job.tokens * model_second,
         sum(model.values()),
-        job.tokens * (bytes_per_row({"x": d}, job.precision) + 4.0),
+        float(job.tokens * (bytes_per_row({"x": d}, job.precision) + TOKEN_BYTES)),
         model,
     )
     step_flops = encode + 2.0 * _SPARSE_PASSES * job.k * d
-    traffic = 2 * d * width * _TOUCHED / job.batch + _SPARSE_PASSES * job.k * d * _FP32
+    traffic = 2 * d * width * _TOUCHED / job.batch + _SPARSE_PASSES * job.k * d * FP32
     step_second = seconds(encode) + traffic / machine.bandwidth
     state = {
-        "weights, gradients, Adam": 2.0 * d * width * _TRAINED,
-        "pool": float(job.pool * d * _FP32),
-        "a step": float(job.batch * (8 * d + 60 * job.k) * _FP32 + 64 * 2**20),
+        "weights, gradients, Adam": 2.0 * d * width * COPIES * FP32,
+        "pool": float(job.pool * d * FP32),
+        "a step": float(step_memory(job.batch, d, job.k)),
     }
     training = Phase(
         "training",
         job.tokens * step_flops,
         job.tokens * (1 / rates.training if rates.training else step_second),
         sum(state.values()),
-        3 * 2.0 * d * width * _FP32,
+        3 * 2.0 * d * width * FP32,
         state,
     )
     evaluation_flops = EVALUATION_TOKENS * (forward + encode) + LOSS_TOKENS * (
@@ -217,8 +215,8 @@ def remedies(found: Sequence[Phase], size: ModelSize, machine: Machine, job: Job
             continue
         largest = max(phase.parts, key=lambda part: phase.parts[part])
         line = (
-            f"{phase.name} needs {_gb(phase.device)} of memory, {_gb(machine.device_memory)} is "
-            f"there; {largest} alone is {_gb(phase.parts[largest])}: "
+            f"{phase.name} needs {gb(phase.device)} of memory, {gb(machine.device_memory)} is "
+            f"there; {largest} alone is {gb(phase.parts[largest])}: "
         )
         if phase.name == "training":
             width = largest_width(machine, size, job)
@@ -233,7 +231,7 @@ def remedies(found: Sequence[Phase], size: ModelSize, machine: Machine, job: Job
     if machine.disk is not None and disk > machine.disk:
         tokens = int(job.tokens * machine.disk / disk)
         said.append(
-            f"a store of {job.tokens:,} tokens needs {_gb(disk)} of disk, {_gb(machine.disk)} is "
+            f"a store of {job.tokens:,} tokens needs {gb(disk)} of disk, {gb(machine.disk)} is "
             f"free: at most {tokens:,} tokens, --precision int8, or no store (training live needs "
             "none)"
         )
@@ -242,9 +240,9 @@ def remedies(found: Sequence[Phase], size: ModelSize, machine: Machine, job: Job
 
 def largest_width(machine: Machine, size: ModelSize, job: Job) -> int:
     """Return the largest width whose training fits memory, in whole hundreds; 0 if none does."""
-    step = job.batch * (8 * size.d + 60 * job.k) * _FP32 + 64 * 2**20
-    left = machine.device_memory - job.pool * size.d * _FP32 - step
-    return max(int(left / (2 * size.d * _TRAINED)) // 100 * 100, 0)
+    step = step_memory(job.batch, size.d, job.k)
+    left = machine.device_memory - job.pool * size.d * FP32 - step
+    return max(int(left / (2 * size.d * COPIES * FP32)) // 100 * 100, 0)
 
 
 def probe(lm: LM, corpus: Corpus, hookpoint: str, job: Job) -> Rates:
@@ -271,7 +269,7 @@ def probe(lm: LM, corpus: Corpus, hookpoint: str, job: Job) -> Rates:
 
 def _training_rate(device: torch.device, d: int, job: Job) -> float | None:
     """Return tokens/s of a step, at a width that a probe can afford; None where it cannot."""
-    if 2 * d * job.width * _TRAINED > 2e9:
+    if 2 * d * job.width * COPIES * FP32 > 2e9:
         return None
     try:
         coder = make_coder("batch_topk", d, job.width, k=job.k, unit_norm=False).to(device)
@@ -287,5 +285,6 @@ def _training_rate(device: torch.device, d: int, job: Job) -> float | None:
     return n * job.batch / (time.perf_counter() - began)
 
 
-def _gb(size: float) -> str:
+def gb(size: float) -> str:
+    """Return bytes as people read them."""
     return f"{size / 1e9:.2f} GB" if size < 1e12 else f"{size / 1e12:,.2f} TB"

@@ -82,7 +82,7 @@ def fit(
     batches = _batches(train, config.batch, config.seed)
     sample = read(torch.cat([next(batches) for _ in range(_sample_batches(train, config.batch))]))
     statistics = {name: Statistics.of([values]) for name, values in sample.items()}
-    coder, history, seconds = _train(plan, batches, read, statistics, sample, where)
+    coder, final, seconds = _train(plan, batches, read, statistics, sample, where)
     own, explained = statistics["x"], statistics[plan.provenance.explains]
     coder.fold(own.mean, own.scale, explained.mean, explained.scale)
     rows = test[torch.randperm(len(test), generator=_generator(config.seed))[:HELD_OUT_TOKENS]]
@@ -90,7 +90,7 @@ def fit(
     training = {
         **plan.provenance.training,
         "seconds": round(seconds, 1),
-        "final": history[-1],
+        "final": final,
         "offset": own.offset,
         "held_out": figures,
     }
@@ -173,7 +173,7 @@ def _train(
     statistics: dict[str, Statistics],
     sample: dict[str, Tensor],
     device: torch.device,
-) -> tuple[SparseCoder, list[dict[str, float]], float]:
+) -> tuple[SparseCoder, dict[str, float], float]:
     def normal(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: statistics[name].apply(x) for name, x in values.items()}
 
@@ -182,7 +182,7 @@ def _train(
     coder.target_l0 = config.l0
     start_coder(coder, plan, normal(sample))
     member = make_member(coder, plan, Scorer(device))
-    watch, history = Watch(member, config.steps), []
+    watch = Watch(member, config.steps)
     with Task("fit", config.steps * config.batch, "rows") as task:
         while member.step_count < member.end:
             values = normal(read(next(batches)))
@@ -192,11 +192,11 @@ def _train(
                 task.say(f"{finding.cause}: {finding.explanation}; {finding.advice}")
                 if finding.stop:
                     raise UserError(finding.explanation, finding.advice)
-            history.append({"tokens": tokens, "step": member.step_count, **asdict(figures)})
             task.advance(config.batch, f"FVU {figures.fvu:.3f}  L0 {figures.l0:.0f}")
     member.finish()
     finish_coder(coder, [normal(read(next(batches)))["x"] for _ in range(THRESHOLD_BATCHES)])
-    return coder, history, time.monotonic() - began
+    final = {"tokens": tokens, "step": member.step_count, **asdict(figures)}
+    return coder, final, time.monotonic() - began
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from monosemy.training.config import DEFAULT_LR, DEFAULT_LR_WIDTH, TrainConfig
 from monosemy.training.control import RAMP
 from monosemy.training.member import DECAY, WARM_UP
 
-_FP32 = 4
-_COPIES = 4
+FP32 = 4
+COPIES = 4
 """Of each parameter: itself, its gradient, Adam's two moments."""
 
 
@@ -209,16 +209,21 @@ def memory_needed(plans: Sequence[Plan]) -> dict[str, int]:
         points[plan.provenance.hookpoint] = plan.d_in
         points[plan.provenance.target or plan.provenance.hookpoint] = plan.d_out
     config = plans[0].config
-    copies = [_COPIES + (p.config.ema > 0) for p in plans]
-    weights = sum(c * p.parameters() * _FP32 for c, p in zip(copies, plans, strict=True))
+    copies = [COPIES + (p.config.ema > 0) for p in plans]
+    weights = sum(c * p.parameters() * FP32 for c, p in zip(copies, plans, strict=True))
     widest = max(plan.width for plan in plans)
     l0 = max(plan.config.l0 for plan in plans)
-    step = config.batch * (8 * max(points.values()) + int(60 * l0)) * _FP32 + 64 * 2**20
+    step = step_memory(config.batch, max(points.values()), l0)
     return {
         f"weights, gradients and optimiser of {len(plans)} x up to {widest} features": weights,
-        "pool": config.pool * sum(points.values()) * _FP32,
+        "pool": config.pool * sum(points.values()) * FP32,
         "one step": step,
     }
+
+
+def step_memory(batch: int, d: int, l0: float) -> int:
+    """Return an estimate of what one step allocates, bytes."""
+    return batch * (8 * d + int(60 * l0)) * FP32 + 64 * 2**20
 
 
 def free_memory(device: torch.device) -> int:

@@ -103,7 +103,9 @@ class Session:
         profile: bool = False,
     ) -> None:
         fix_threads()
-        self.profile, self.stages = profile, Stages(_settled(lm.device) if profile else _nothing)
+        waits = profile and lm.device.type == "cuda"
+        self.stages = Stages(partial(torch.cuda.synchronize, lm.device) if waits else None)
+        self.profile = profile
         self.lm, self.corpus, self.plans, self.folder = lm, corpus, list(plans), folder
         self.trackers = [list(t) for t in trackers] or [[] for _ in plans]
         self.checkpoint_tokens, self.sample = checkpoint_tokens, sample
@@ -446,17 +448,6 @@ class Session:
 
 class Stopped(UserError):
     """Training was asked to stop, and saved what it had."""
-
-
-def _nothing() -> None:
-    """Wait for nothing."""
-
-
-def _settled(device: torch.device) -> Callable[[], None]:
-    """Return what waits until a device has done what it was asked."""
-    if device.type != "cuda":
-        return _nothing
-    return partial(torch.cuda.synchronize, device)
 
 
 def make_member(coder: SparseCoder, plan: Plan, scorer: Scorer) -> Member:
