@@ -31,6 +31,11 @@ def stylesheet(name: str) -> Markup:
     return Markup((_TEMPLATES / name).read_text("utf-8"))
 
 
+def writable(html: str) -> str:
+    """Return a page as UTF-8 can write it: text may hold half of a surrogate pair."""
+    return html.encode("utf-8", "xmlcharrefreplace").decode("utf-8")
+
+
 @cache
 def environment() -> Environment:
     """The templates, with everything that is put into them escaped."""

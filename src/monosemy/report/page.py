@@ -10,7 +10,7 @@ from monosemy.artefact import write_text
 from monosemy.interpret.view import FeatureView
 from monosemy.intervene.pair import SteeringPair
 from monosemy.metrics.table import MetricRow
-from monosemy.report.card import environment
+from monosemy.report.card import environment, writable
 from monosemy.report.numbers import metric_cells
 from monosemy.report.svg import draw_curve, draw_intervals
 
@@ -64,9 +64,7 @@ def write_report(data: ReportData, path: str | Path) -> Path:
     Raises:
         UserError: the disk refuses.
     """
-    # A token may hold half of a surrogate pair, which UTF-8 cannot write.
-    html = report_html(data).encode("utf-8", "xmlcharrefreplace").decode("utf-8")
-    write_text(path, html)
+    write_text(path, writable(report_html(data)))
     return Path(path)
 
 

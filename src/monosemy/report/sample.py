@@ -8,6 +8,7 @@ from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus
 from monosemy.interpret import choose_features, collect_features
 from monosemy.lm import LM
+from monosemy.report.card import writable
 from monosemy.report.page import ReportData, report_html
 
 _TOKENS = 16_384
@@ -26,6 +27,6 @@ def feature_sampler(lm: LM, corpus: Corpus) -> Callable[[Dictionary, int], str]:
             run={"dictionary": repr(dictionary), "held-out tokens": f"{_TOKENS:,}"},
             features=[features[feature] for feature in chosen],
         )
-        return report_html(data).encode("utf-8", "xmlcharrefreplace").decode("utf-8")
+        return writable(report_html(data))
 
     return page

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from monosemy.metrics.spread import SpreadFigures
-from monosemy.report.card import environment
+from monosemy.report.card import environment, writable
 from monosemy.report.numbers import figure, percent
 from monosemy.report.svg import TONES, Mark, Scatter, Series, draw_scatter
 
@@ -119,7 +119,7 @@ def spread_html(title: str, facts: Mapping[str, str], measured: Measured) -> str
         many=len(measured) > 1,
         remarks=remarks(measured),
     )
-    return html.encode("utf-8", "xmlcharrefreplace").decode("utf-8")
+    return writable(html)
 
 
 def _spectrum(point: str, measured: Measured) -> Scatter | None:

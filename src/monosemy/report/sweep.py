@@ -29,7 +29,7 @@ from monosemy.evaluation.sweep import (
 from monosemy.lm import LM
 from monosemy.metrics import FORMULAS
 from monosemy.metrics.table import MetricRow, MetricValue
-from monosemy.report.card import environment
+from monosemy.report.card import environment, writable
 from monosemy.report.numbers import MISSING, count, figure, metric_cells, percent
 from monosemy.report.svg import TONES, Mark, Scatter, Series, draw_scatter
 from monosemy.training import Run
@@ -140,8 +140,7 @@ def sweep_html(rows: Sequence[SweepRow], fits: Sequence[ScalingFit] = (), refusa
         table=_page_table(rows, tones),
         seeds=_seed_table(over_seeds(rows), tones),
     )
-    # Names may hold half of a surrogate pair, which UTF-8 cannot write.
-    return html.encode("utf-8", "xmlcharrefreplace").decode("utf-8")
+    return writable(html)
 
 
 def verdict(rows: Sequence[SweepRow]) -> str:
