@@ -42,6 +42,7 @@ from claims import Claim, parser, report, write_between
 from safetensors.torch import load_file
 
 import monosemy
+from monosemy.activations import Statistics
 from monosemy.artefact import write_text
 from monosemy.coders import Provenance
 from monosemy.coders.registry import architecture_named
@@ -289,7 +290,8 @@ def train_ours(setting, x, architecture, seed, *, start=None, **options):
     for batch in batches:
         member.step(batch)
     member.finish()
-    finish_coder(coder, batches[-THRESHOLD_BATCHES:])
+    as_it_is = Statistics(torch.zeros(x.shape[1]), 1.0, 0.0)
+    finish_coder(coder, batches[-THRESHOLD_BATCHES:], as_it_is, as_it_is)
     return coder, time.perf_counter() - began
 
 

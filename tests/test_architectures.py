@@ -167,6 +167,34 @@ def test_folding_centre_and_scale_changes_nothing_but_units(
     assert coder.tied == tied
 
 
+@every_variant
+@every_architecture
+def test_undoing_whitening_changes_neither_what_fires_nor_what_it_explains(
+    architecture: str, variant: str
+) -> None:
+    coder = build(architecture, variant, torch.float64).requires_grad_(False)
+    x = torch.randn(200, D, dtype=torch.float64)
+    whiten = positive_matrix(D)
+    colour = positive_matrix(coder.d_out)
+    code, out = coder.encode_sparse(x @ whiten), coder(x @ whiten)
+    parts = code.values[:, None] * coder.W_dec[code.indices] @ colour
+    coder.unwhiten(whiten, colour)
+    now = coder.encode_sparse(x)
+    torch.testing.assert_close(now.dense() > 0, code.dense() > 0)
+    torch.testing.assert_close(now.values[:, None] * coder.W_dec[now.indices], parts)
+    torch.testing.assert_close(coder(x), out @ colour)
+    torch.testing.assert_close(coder.W_dec.norm(dim=1), torch.ones(len(coder.W_dec)).double())
+    again = make_coder(architecture, D, coder.width, **coder.options()).double()
+    again.load_state_dict(coder.state_dict())
+    torch.testing.assert_close(again(x), coder(x))
+
+
+def positive_matrix(d: int) -> torch.Tensor:
+    """A symmetric matrix far from a multiple of one, but well conditioned."""
+    basis = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64)).Q
+    return basis * torch.linspace(0.3, 3, d).double() @ basis.T
+
+
 @every_architecture
 def test_folding_two_scales_into_tied_weights_unties_them(architecture: str) -> None:
     coder = build(architecture, "tied", torch.float64).requires_grad_(False)

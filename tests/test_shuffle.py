@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monosemy.activations import Activations, ShufflePool, Statistics
+from monosemy.activations.statistics import RIDGE
 from monosemy.errors import UserError
 
 
@@ -71,3 +72,34 @@ def test_statistics_centre_and_scale() -> None:
     assert y.mean(0).abs().max() < 1e-3
     assert y.norm(dim=1).mean() == pytest.approx(4.0, rel=1e-3)
     assert statistics.offset == pytest.approx(40 / 3, rel=0.05)
+
+
+def test_whitening_leaves_no_correlations_and_can_be_undone() -> None:
+    mixing = torch.randn(16, 16)
+    x = torch.randn(8000, 16) @ mixing + 5
+    statistics = Statistics.of(x.split(700), whiten=True)
+    y = statistics.apply(x).double()
+    torch.testing.assert_close(statistics.undo(y.float()), x, atol=1e-3, rtol=1e-3)
+    assert y.norm(dim=1).mean() == pytest.approx(4.0, rel=1e-3)
+    covariance = torch.cov(y.T)
+    before = torch.linalg.eigvalsh(torch.cov(x.T.double()))
+    expected = before / (before + statistics_ridge(before))
+    expected *= covariance.trace() / expected.sum()
+    torch.testing.assert_close(
+        torch.linalg.eigvalsh(covariance), expected.sort().values, rtol=1e-2, atol=1e-3
+    )
+    # Symmetric: as near to the identity, up to scale, as whitening can be.
+    torch.testing.assert_close(statistics.whiten, statistics.whiten.T)
+
+
+def statistics_ridge(variances: torch.Tensor) -> torch.Tensor:
+    return RIDGE * variances.mean()
+
+
+def test_a_direction_without_variance_is_not_made_loud() -> None:
+    x = torch.randn(4000, 8)
+    x[:, 3] = 2.0
+    statistics = Statistics.of([x], whiten=True)
+    y = statistics.apply(x)
+    assert y.isfinite().all()
+    assert y[:, 3].abs().max() < 1e-3

@@ -99,6 +99,7 @@ def test_clamped_features_stay_where_they_are_held(lm: LM, corpus: Corpus) -> No
         {"revive": "resample"},
         {"ema": 0.9},
         {"multi": True, "architecture": "topk"},
+        {"whiten": True},
         {"sparsity": "tanh", "architecture": "jumprelu", "k": None, "target_l0": 8.0},
     ],
     ids=str,
@@ -110,6 +111,22 @@ def test_options_train_and_leave_unit_directions(settings: dict, lm: LM, corpus:
     torch.testing.assert_close(norms, torch.ones_like(norms), atol=1e-4, rtol=1e-4)
     expected = bool(settings.get("tied"))
     assert torch.equal(made.dictionary.coder.W_enc, made.dictionary.coder.W_dec) == expected
+
+
+def test_whitened_training_gives_a_dictionary_of_the_models_own_activations(
+    lm: LM, corpus: Corpus, tmp_path: Path
+) -> None:
+    made = train(lm, corpus, "layers.1", **SMALL, whiten=True, out=tmp_path / "r")
+    coder = made.dictionary.coder
+    assert coder.importance is not None
+    assert coder.importance.std() > 0.01
+    # What the log calls FVU is in the model's own space, as that of the finished dictionary.
+    assert made.dictionary.fingerprint is not None
+    found = made.dictionary.fingerprint.expected.fvu
+    assert found == pytest.approx(made.history[-1]["fvu"], rel=0.3)
+    again = Dictionary.from_pretrained(tmp_path / "r")
+    x = torch.randn(50, coder.d_in)
+    torch.testing.assert_close(again.reconstruct(x), made.dictionary.reconstruct(x))
 
 
 def test_geometric_median_known_answers() -> None:

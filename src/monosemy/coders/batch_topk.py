@@ -18,7 +18,8 @@ class BatchTopK(SparseCoder):
     """In training the tokens x k largest entries of a batch fire; afterwards those above a bar.
 
     The bar (`threshold`) is one number for all features, so that a token's code depends on that
-    token alone. Training ends by setting it so that k features a token fire on a sample.
+    token alone; after whitening, what is held against it is weighed by `importance`. Training ends
+    by setting it so that k features a token fire on a sample.
     """
 
     architecture = "batch_topk"
@@ -38,7 +39,8 @@ class BatchTopK(SparseCoder):
 
     def select(self, pre: Float[Tensor, "tokens width"]) -> Code:
         """Keep the positive entries that reach the threshold."""
-        return Code.from_mask(pre, (pre >= self.threshold) & (pre > 0))
+        compared = pre if self.importance is None else pre * self.importance
+        return Code.from_mask(pre, (compared >= self.threshold) & (pre > 0))
 
     def choose(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> Choice:
         """Choose the tokens x k largest of the batch."""
@@ -63,7 +65,7 @@ class BatchTopK(SparseCoder):
 
     @torch.no_grad()
     def scale_features(self, factor: Float[Tensor, " width"] | Float[Tensor, ""]) -> None:
-        """Scale the threshold too, which is one for all: not with norms that differ."""
+        """Scale the threshold too, which is one for all; by norms that differ, `importance`."""
         super().scale_features(factor)
         if factor.ndim == 0:
             self.threshold.mul_(factor)

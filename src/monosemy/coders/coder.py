@@ -54,6 +54,8 @@ class SparseCoder(nn.Module, ABC):
         skip: add a linear path from input to output (Paulo et al. 2025, arXiv 2501.18823).
         unit_norm: hold directions at unit norm in training; else they are free, start small, and
             are brought to unit norm when training is over.
+        importance: where the largest are chosen, activations compare times an `importance` of each
+            feature: so it is after whitening.
         seed: of the initial directions.
     """
 
@@ -69,6 +71,7 @@ class SparseCoder(nn.Module, ABC):
     W_dec: Float[Tensor, "width d_out"]
     b_dec: Float[Tensor, " d_out"]
     W_skip: Float[Tensor, "d_out d_in"] | None
+    importance: Float[Tensor, " width"] | None
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class SparseCoder(nn.Module, ABC):
         tied: bool = False,
         skip: bool = False,
         unit_norm: bool = True,
+        importance: bool = False,
         seed: int = 0,
     ) -> None:
         """Start from random unit directions, the encoder a copy of the decoder where it can be.
@@ -108,6 +112,7 @@ class SparseCoder(nn.Module, ABC):
         self.b_enc = nn.Parameter(torch.zeros(width))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.W_skip = nn.Parameter(torch.zeros(d_out, d_in)) if skip else None
+        self.register_buffer("importance", torch.ones(width) if importance else None)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -116,14 +121,15 @@ class SparseCoder(nn.Module, ABC):
 
     def options(self) -> dict[str, Any]:
         """Return what, beside sizes and weights, is needed to build this coder again."""
-        usual = {"d_out": self.d_in, "tied": False, "skip": False, "unit_norm": True}
+        usual = {"d_out": self.d_in, "unit_norm": True}
         now = {
             "d_out": self.d_out,
             "tied": self.tied,
             "skip": self.W_skip is not None,
             "unit_norm": self.unit_norm,
+            "importance": self.importance is not None,
         }
-        return {name: value for name, value in now.items() if value != usual[name]}
+        return {name: value for name, value in now.items() if value != usual.get(name, False)}
 
     # Inference: a token's code depends on that token alone.
 
@@ -239,10 +245,12 @@ class SparseCoder(nn.Module, ABC):
 
     @torch.no_grad()
     def scale(self) -> Float[Tensor, " width"] | None:
-        """Return norms over their mean, None where all are 1.
+        """Return norms over their mean, or `importance`; None where all features are alike.
 
         Times them, pre-activations compare as what features add to the output.
         """
+        if self.importance is not None:
+            return self.importance
         norms = self.norms()
         return None if norms is None else norms / norms.mean().clamp_min(1e-8)
 
@@ -267,11 +275,38 @@ class SparseCoder(nn.Module, ABC):
     def scale_features(self, factor: Float[Tensor, " width"] | Float[Tensor, ""]) -> None:
         """Multiply whatever is in units of a feature's activation, but weights."""
         self.b_enc.mul_(factor)
+        if self.importance is not None and factor.ndim:
+            self.importance.div_(factor)
 
     @torch.no_grad()
     def shift_features(self, by: Float[Tensor, " width"]) -> None:
         """Make up for x W_enc^T having grown by this much."""
         self.b_enc.sub_(by)
+
+    @torch.no_grad()
+    def unwhiten(
+        self,
+        whiten: Float[Tensor, "d_in d_in"],
+        colour: Float[Tensor, "d_out d_out"],
+    ) -> None:
+        """Turn a coder of x @ whiten into the coder of x that does the same.
+
+        Directions, of unit norm before, are brought to it again; where the largest are chosen,
+        `importance` keeps the choice as it was.
+
+        Args:
+            whiten: what inputs were multiplied by in training.
+            colour: the inverse of what was explained was multiplied by.
+        """
+        self._untie()
+        if self.has_k:
+            self.importance = torch.ones_like(self.b_enc)
+        self.W_enc.copy_(self.W_enc @ whiten.to(self.W_enc).T)
+        self.W_dec.copy_(self.W_dec @ colour.to(self.W_dec))
+        self.b_dec.copy_(self.b_dec @ colour.to(self.W_dec))
+        if self.W_skip is not None:
+            self.W_skip.copy_(colour.to(self.W_skip).T @ self.W_skip @ whiten.to(self.W_skip).T)
+        self.fold_norms()
 
     @torch.no_grad()
     def fold(
@@ -291,15 +326,18 @@ class SparseCoder(nn.Module, ABC):
         target_scale = scale if target_scale is None else target_scale
         self.shift_features(scale * (self.W_enc @ mean))
         if scale != target_scale:
-            if self.tied:  # its two sides now differ in scale
-                self.tied, encoder = False, self.W_enc.detach().clone()
-                self.W_enc = nn.Parameter(encoder, requires_grad=self.W_dec.requires_grad)
+            self._untie()  # its two sides now differ in scale
             self.W_enc.mul_(scale / target_scale)
         self.scale_features(self.b_enc.new_tensor(1 / target_scale))
         self.b_dec.div_(target_scale).add_(target_mean)
         if self.W_skip is not None:
             self.W_skip.mul_(scale / target_scale)
             self.b_dec.sub_(self.W_skip @ mean)
+
+    def _untie(self) -> None:
+        if self.tied:
+            self.tied, encoder = False, self.W_enc.detach().clone()
+            self.W_enc = nn.Parameter(encoder, requires_grad=self.W_dec.requires_grad)
 
     def _check_input(self, x: Tensor) -> None:
         if x.shape[-1] != self.d_in:

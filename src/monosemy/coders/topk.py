@@ -43,8 +43,9 @@ class TopK(SparseCoder):
 
     def select(self, pre: Float[Tensor, "tokens width"]) -> Code:
         """Keep the k largest entries of each row."""
-        values, indices = pre.topk(self.k, dim=1, sorted=False)
-        return Code.from_topk(values.relu(), indices, self.width)
+        compared = pre if self.importance is None else pre * self.importance
+        indices = compared.topk(self.k, dim=1, sorted=False).indices
+        return Code.from_topk(pre.gather(1, indices).relu(), indices, self.width)
 
     def choose(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> Choice:
         """Choose the k largest of each token, 4k with `multi`."""

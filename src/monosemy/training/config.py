@@ -68,6 +68,9 @@ class TrainConfig:
     are always held."""
     init: Init = "random"
     """Start from random directions, or from tokens' activations (`data`)."""
+    whiten: bool = False
+    """Take correlations out of activations before training, so that directions in which they vary
+    little weigh as much as the others; the dictionary takes the model's own activations again."""
     centre: Centre = "mean"
     """Start the decoder's bias at the mean, or at the geometric median."""
     revive: Revival = "auxk"
@@ -159,6 +162,11 @@ class TrainConfig:
                     "option",
                     f"drop {option}",
                 )
+        if self.whiten and self.architecture == "nonnegative":
+            raise UserError(
+                "whiten is on, but `nonnegative` directions would not stay so when it is undone",
+                "drop whiten",
+            )
 
     @property
     def has_k(self) -> bool:

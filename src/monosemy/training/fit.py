@@ -81,10 +81,11 @@ def fit(
 
     batches = _batches(train, config.batch, config.seed)
     sample = read(torch.cat([next(batches) for _ in range(_sample_batches(train, config.batch))]))
-    statistics = {name: Statistics.of([values]) for name, values in sample.items()}
+    statistics = {
+        name: Statistics.of([values], whiten=config.whiten) for name, values in sample.items()
+    }
     coder, final, seconds = _train(plan, batches, read, statistics, sample, where)
     own, explained = statistics["x"], statistics[plan.provenance.explains]
-    coder.fold(own.mean, own.scale, explained.mean, explained.scale)
     rows = test[torch.randperm(len(test), generator=_generator(config.seed))[:HELD_OUT_TOKENS]]
     activity, figures = _measure(coder, plan, read, rows, sample)
     training = {
@@ -181,7 +182,8 @@ def _train(
     coder = plan.make_coder().to(device)
     coder.target_l0 = config.l0
     start_coder(coder, plan, normal(sample))
-    member = make_member(coder, plan, Scorer(device))
+    explained = statistics[plan.provenance.explains]
+    member = make_member(coder, plan, Scorer(device), explained.colour)
     watch = Watch(member, config.steps)
     with Task("fit", config.steps * config.batch, "rows") as task:
         while member.step_count < member.end:
@@ -194,7 +196,8 @@ def _train(
                     raise UserError(finding.explanation, finding.advice)
             task.advance(config.batch, f"FVU {figures.fvu:.3f}  L0 {figures.l0:.0f}")
     member.finish()
-    finish_coder(coder, [normal(read(next(batches)))["x"] for _ in range(THRESHOLD_BATCHES)])
+    last = [normal(read(next(batches)))["x"] for _ in range(THRESHOLD_BATCHES)]
+    finish_coder(coder, last, statistics["x"], explained)
     final = {"tokens": tokens, "step": member.step_count, **asdict(figures)}
     return coder, final, time.monotonic() - began
 

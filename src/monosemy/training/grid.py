@@ -11,7 +11,17 @@ from monosemy.coders.registry import architecture_named
 from monosemy.errors import UserError, nearest
 from monosemy.training.config import TrainConfig
 
-SHARED = ("context", "packed", "batch", "pool", "objective", "store", "precision", "autocast")
+SHARED = (
+    "context",
+    "packed",
+    "batch",
+    "pool",
+    "objective",
+    "store",
+    "precision",
+    "autocast",
+    "whiten",
+)
 """Settings of the one stream of activations that a sweep trains on."""
 _SHORT = {"seed": "s", "width": "w", "lr": "lr", "tokens": "t"}
 

@@ -64,6 +64,8 @@ class Member:
         revival: how dead features are brought back.
         ema: decay of an average of the weights that the finished coder takes; 0 for none.
         clamp: features held at an activation on every token, while the others train round them.
+        colour: where activations come whitened, what takes the explained ones back to the model's
+            own: FVU is measured there.
         scorer: shared by members that take turns.
     """
 
@@ -78,6 +80,7 @@ class Member:
         revival: Revival = "auxk",
         ema: float = 0.0,
         clamp: Mapping[int, float] | None = None,
+        colour: Float[Tensor, "d_out d_out"] | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         device = coder.W_enc.device
@@ -90,6 +93,7 @@ class Member:
         self.revival = revival
         self.scorer = scorer or Scorer(device)
         self.clamp = dict(clamp or {})
+        self.colour = None if colour is None else colour.to(device)
         self.step_count = 0
         self.tokens_since_fired = torch.zeros(coder.width, dtype=torch.int64, device=device)
         groups = [
@@ -179,6 +183,8 @@ class Member:
         self.coder.project_gradient()
         gradients = [p.grad for p in self.coder.parameters() if p.grad is not None]
         with torch.no_grad():
+            if self.colour is not None:
+                left, y = left @ self.colour, y @ self.colour
             # Activations are centred, so nothing cancels here; var(0) is many times slower.
             deviation = mean_square(y) - y.mean(0).square().sum()
             return StepFigures(

@@ -221,7 +221,7 @@ class Session:
         if state:
             return {name: Statistics(**values) for name, values in state["statistics"].items()}
         sample = self.feed.sample(STATISTICS_TOKENS)
-        return {name: Statistics.of([x]) for name, x in sample.items()}
+        return {name: Statistics.of([x], whiten=self.config.whiten) for name, x in sample.items()}
 
     def _members(self, state: Mapping[str, Any] | None) -> list[Member]:
         scorer = Scorer(self.lm.device)
@@ -232,7 +232,8 @@ class Session:
             coder.target_l0 = plan.config.l0
             if not state:
                 start_coder(coder, plan, sample)
-            member = make_member(coder, plan, scorer)
+            colour = self.statistics[plan.provenance.explains].colour
+            member = make_member(coder, plan, scorer, colour)
             if state:
                 member.load_state_dict(state["members"][number])
                 member.end = plan.config.steps
@@ -373,10 +374,9 @@ class Session:
 
     def _finished(self, coder: SparseCoder, plan: Plan, sample: Sequence[Tensor]) -> SparseCoder:
         """Set what inference needs, then fold norms, centre and scale in."""
-        finish_coder(coder, sample)
         origin = self.statistics[plan.provenance.hookpoint]
         target = self.statistics[plan.provenance.explains]
-        coder.fold(origin.mean, origin.scale, target.mean, target.scale)
+        finish_coder(coder, sample, origin, target)
         return coder
 
     def _snapshot(self, number: int) -> Dictionary:
@@ -450,8 +450,10 @@ class Stopped(UserError):
     """Training was asked to stop, and saved what it had."""
 
 
-def make_member(coder: SparseCoder, plan: Plan, scorer: Scorer) -> Member:
-    """Return a coder ready to take steps as a plan says."""
+def make_member(
+    coder: SparseCoder, plan: Plan, scorer: Scorer, colour: Tensor | None = None
+) -> Member:
+    """Return a coder ready to take steps as a plan says; `colour` as for `Member`."""
     config = plan.config
     weight: float | Controller = 0.0
     if config.held_by_itself:
@@ -469,6 +471,7 @@ def make_member(coder: SparseCoder, plan: Plan, scorer: Scorer) -> Member:
         revival=config.revive,
         ema=config.ema,
         clamp=config.clamp,
+        colour=colour,
         scorer=scorer,
     )
 
@@ -496,17 +499,26 @@ def start_coder(
     coder.constrain()
 
 
-def finish_coder(coder: SparseCoder, sample: Iterable[Tensor]) -> None:
-    """Set what inference needs, in the scale of training: unit norms, and BatchTopK's threshold.
+def finish_coder(
+    coder: SparseCoder, sample: Iterable[Tensor], origin: Statistics, target: Statistics
+) -> None:
+    """Set what inference needs: unit norms, BatchTopK's threshold, the model's own scale.
 
     Args:
         coder: set in place.
-        sample: batches of centred and scaled inputs.
+        sample: batches of inputs, centred and scaled.
+        origin: what inputs were centred and scaled by.
+        target: the same of what is explained.
     """
     if not coder.unit_norm:
         coder.fold_norms()
     if isinstance(coder, BatchTopK):
         coder.set_threshold(sample)
+    if origin.whiten is None or target.colour is None:
+        coder.fold(origin.mean, origin.scale, target.mean, target.scale)
+    else:
+        coder.unwhiten(origin.whiten, target.colour)
+        coder.fold(origin.mean, 1.0, target.mean, 1.0)
     coder.eval().requires_grad_(False)
 
 
