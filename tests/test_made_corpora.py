@@ -1,18 +1,21 @@
-"""Mixed, chat and generated corpora: shares, and which tokens count."""
+"""Mixed, chat, generated and paired corpora: shares, and which tokens count."""
 
 from __future__ import annotations
 
+import csv
 import json
 from itertools import islice
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from tiny_models import tiny_tokenizer
 
 from monosemy.cli.main import main
-from monosemy.corpus import Document, TokenPolicy, TokenStream, open_corpus
+from monosemy.corpus import Document, TokenPolicy, TokenStream, open_corpus, read_pairs
 from monosemy.corpus.memory import MemorySource
 from monosemy.corpus.mix import MixSource
 from monosemy.errors import UserError
@@ -181,3 +184,59 @@ def test_the_commands_write_files_to_train_on(
 def test_spans_that_are_none_are_refused() -> None:
     with pytest.raises(UserError, match="`spans` must be a list of"):
         list(open_corpus([{"text": "abc", "spans": [1, 2]}], held_out=0.0).documents("all"))
+
+
+# Paired texts.
+
+ROWS = [{"before": f"x = {i}", "after": f"x = {i} + 1", "cwe": i % 3} for i in range(60)]
+
+
+def write_table(folder: Path, kind: str, rows: list[dict]) -> Path:
+    path = folder / f"changes.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_pairs_stay_on_one_side_and_find_each_other(kind: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path, kind, ROWS)
+    corpus = open_corpus(f"pairs:{path}", held_out=0.4)
+    sides = {part: [d.id for d in corpus.documents(part, seed=1)] for part in ("train", "held_out")}
+    for ids in sides.values():
+        rows = [i.rsplit("/", 1)[0] for i in ids]
+        assert len(ids) > 10 and all(rows.count(row) == 2 for row in rows)
+    assert len(sides["train"]) + len(sides["held_out"]) == 2 * len(ROWS)
+    pair = next(read_pairs(path))
+    assert (pair.before.text, pair.after.text) == ("x = 0", "x = 0 + 1")
+    assert {pair.before.id, pair.after.id} <= {*sides["train"], *sides["held_out"]}
+    assert str(pair.rest) in ("{'cwe': 0}", "{'cwe': '0'}")
+    assert open_corpus(**corpus.describe()).describe() == corpus.describe()
+
+
+def test_pairs_of_other_columns(tmp_path: Path) -> None:
+    rows = [{"func_before": row["before"], "func": row["after"]} for row in ROWS]
+    name = f"pairs:{write_table(tmp_path, 'jsonl', rows)}"
+    corpus = open_corpus(name, column="func_before, func")
+    first, second = islice(corpus.documents("all"), 2)
+    assert (first.text, second.text) == ("x = 0", "x = 0 + 1")
+    assert open_corpus(**corpus.describe()).describe() == corpus.describe()
+    with pytest.raises(UserError, match="has no column `before`"):
+        list(open_corpus(name).documents("all"))
+    with pytest.raises(UserError, match="pairs have two"):
+        open_corpus(name, column="func")
+
+
+def test_pairs_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        open_corpus(f"pairs:{tmp_path / 'none.jsonl'}")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UserError, match="not a table"):
+        open_corpus(f"pairs:{tmp_path / 'a.txt'}")

@@ -12,9 +12,10 @@ class Text:
     """Text, and how it is read."""
 
     data: str = "builtin:stdlib"
-    """`builtin:stdlib`, a file or folder of .txt .md .py .jsonl .parquet .csv, or a data set."""
+    """`builtin:stdlib`, a file or folder of .txt .md .py .jsonl .parquet .csv, a data set,
+    `mix:NAME=WEIGHT,...`, or `pairs:FILE`."""
     column: str | None = None
-    """Column that holds the text; found if not named."""
+    """Column that holds the text; found if not named. Of pairs two: BEFORE,AFTER."""
     config: str | None = None
     """Configuration of a Hugging Face data set."""
     split: str = "train"

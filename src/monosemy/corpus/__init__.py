@@ -2,6 +2,7 @@
 
 from monosemy.corpus.corpus import Corpus, Part, open_corpus
 from monosemy.corpus.document import HELD_OUT_SHARE, Document
+from monosemy.corpus.pairs import Pair, read_pairs
 from monosemy.corpus.policy import TokenPolicy
 from monosemy.corpus.tokens import TokenBatch, TokenStream
 
@@ -9,9 +10,11 @@ __all__ = [
     "HELD_OUT_SHARE",
     "Corpus",
     "Document",
+    "Pair",
     "Part",
     "TokenBatch",
     "TokenPolicy",
     "TokenStream",
     "open_corpus",
+    "read_pairs",
 ]

@@ -14,6 +14,8 @@ from monosemy.corpus.files import SUFFIXES, FileSource
 from monosemy.corpus.hub import HubSource
 from monosemy.corpus.memory import MemorySource
 from monosemy.corpus.mix import PREFIX, MixSource, split_mix
+from monosemy.corpus.pairs import PREFIX as PAIRS
+from monosemy.corpus.pairs import pair_source
 from monosemy.corpus.source import Source
 from monosemy.corpus.stdlib import StdlibSource
 from monosemy.errors import UserError
@@ -128,10 +130,11 @@ def open_corpus(
     Args:
         source: `builtin:stdlib` (Python's standard library); a file or folder of .txt .md .py
             .jsonl .csv .parquet; the name of a Hugging Face data set; several of these, mixed by
-            weight, as `mix:NAME=WEIGHT,NAME=WEIGHT`; or a re-iterable of strings, `Document`s or
-            rows, such as a list or a `datasets.Dataset`. A corpus is returned as it is, the other
-            arguments then having no effect.
-        column: the column that holds the text; None finds it.
+            weight, as `mix:NAME=WEIGHT,NAME=WEIGHT`; a table of paired texts, as
+            `pairs:FILE`; or a re-iterable of strings, `Document`s or rows, such as a list or a
+            `datasets.Dataset`. A corpus is returned as it is, the other arguments then having no
+            effect.
+        column: the column that holds the text; None finds it. Of pairs two, as `BEFORE,AFTER`.
         config: a Hugging Face data set's configuration.
         split: a Hugging Face data set's split.
         held_out: share of the documents that training never sees.
@@ -160,6 +163,8 @@ def _named_source(
     if name.startswith(PREFIX):
         parts = split_mix(name)
         return MixSource([(_named_source(s, column, config, split, skip_bad), w) for s, w in parts])
+    if name.startswith(PAIRS):
+        return pair_source(name, column)
     if name == StdlibSource.name:
         return StdlibSource()
     if name.startswith("builtin:"):

@@ -116,15 +116,21 @@ class FileSource:
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the line numbers and objects of a file of JSON lines.
+    """Yield the numbers (lines of JSON lines) and the rows of a table, with all their columns.
 
     Raises:
-        UserError: it cannot be read, or a line is no JSON object.
+        UserError: it is no table, cannot be read, or a line is no JSON object.
     """
-    if file.suffix.lower() != ".jsonl":
-        raise UserError(f"{file}: not a file of JSON lines", "its name must end in .jsonl")
     try:
-        yield from _read_jsonl(file)
+        match file.suffix.lower():
+            case ".jsonl":
+                yield from _read_jsonl(file)
+            case ".csv":
+                yield from _read_csv(file)
+            case ".parquet":
+                yield from _parquet_rows(file)
+            case _:
+                raise UserError(f"{file}: not a table", "files read: .jsonl .csv .parquet")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}", "check the path") from error
 
@@ -210,6 +216,24 @@ def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_parquet(file: Path, name: str, asked: str | None) -> Iterator[Document]:
+    with _open_parquet(file) as table:
+        texts = [field.name for field in table.schema_arrow if _holds_text(field.type)]
+        column = choose_column(asked, table.schema_arrow.names, texts, str(file))
+    for number, row in _parquet_rows(file, [column]):
+        yield Document(id=f"{name}:{number}", text=text_of_row(row, column, f"{file}:{number}"))
+
+
+def _parquet_rows(
+    file: Path, columns: list[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield row numbers, from 1, and rows; of all columns unless some are named."""
+    with _open_parquet(file) as table:
+        batches = table.iter_batches(batch_size=256, columns=columns)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from enumerate(rows, start=1)
+
+
+def _open_parquet(file: Path) -> Any:
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -218,18 +242,9 @@ def _read_parquet(file: Path, name: str, asked: str | None) -> Iterator[Document
             f"{file} needs pyarrow", 'install it with: pip install "monosemy[data]"'
         ) from error
     try:
-        table = parquet.ParquetFile(file)
+        return parquet.ParquetFile(file)
     except pa.ArrowInvalid as error:
         raise UserError(f"{file} is not a Parquet file: {str(error).splitlines()[0]}") from error
-    with table:
-        texts = [field.name for field in table.schema_arrow if _holds_text(field.type)]
-        column = choose_column(asked, table.schema_arrow.names, texts, str(file))
-        number = 0
-        for batch in table.iter_batches(batch_size=256, columns=[column]):
-            for row in batch.to_pylist():
-                number += 1
-                text = text_of_row(row, column, f"{file}:{number}")
-                yield Document(id=f"{name}:{number}", text=text)
 
 
 def _holds_text(kind: Any) -> bool:
