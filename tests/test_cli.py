@@ -91,12 +91,12 @@ def test_train_leaves_a_run(trained: Path) -> None:
 def test_evaluate_prints_baselines_and_verdict(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["evaluate", str(trained), "--tokens", "1000", "--loss-tokens", "500"])
+    main(["evaluate", str(trained), "--tier", "quick", "--tokens", "1000", "--loss-tokens", "500"])
     out = capsys.readouterr().out
-    for word in ("FVU", "PCA-", "untrained", "neurons", "held-out", "wins against"):
+    for word in ("FVU", "PCA-", "untrained", "neurons", "held-out", "wins against", "Verdict"):
         assert word in out
     saved = json.loads((trained / "metrics.json").read_text())
-    assert saved["columns"][0] == "dictionary"
+    assert saved["suites"][0]["tables"][0]["columns"][0] == "dictionary"
 
 
 def test_features_table_then_one(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,55 +15,61 @@ from torch import Tensor
 from monosemy.coders import Code, SparseCoder
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
-from monosemy.evaluation import Evaluation, baselines, evaluate
-from monosemy.evaluation.evaluate import verdict
+from monosemy.evaluation import Evaluation, SuiteResult, baselines, evaluate
+from monosemy.evaluation.reconstruction import judgements_of
+from monosemy.evaluation.result import told
 from monosemy.lm import LM
 from monosemy.training import Run, train
 
 
 @pytest.fixture(scope="module")
-def evaluation(run: Run) -> Evaluation:
-    return evaluate(run, tokens=4000, loss_tokens=2000, draws=200)
+def evaluation(run: Run) -> SuiteResult:
+    return measured(run, tokens=4000, loss_tokens=2000, draws=200)
 
 
-def test_every_figure_stands_beside_its_baselines(evaluation: Evaluation) -> None:
-    assert evaluation.columns[0] == "dictionary"
-    assert len(evaluation.columns) == 4
-    names = [row.name for row in evaluation.rows]
+def measured(*args: Any, **settings: Any) -> SuiteResult:
+    return evaluate(*args, suites=["reconstruction"], **settings)["reconstruction"]
+
+
+def test_every_figure_stands_beside_its_baselines(evaluation: SuiteResult) -> None:
+    assert evaluation.table.columns[0] == "dictionary"
+    assert len(evaluation.table.columns) == 4
+    names = [row.name for row in evaluation.table.rows]
     ce = evaluation.context["ce"]
     increase = evaluation.value("CE") - ce["original"]
     assert increase == pytest.approx(evaluation.value("CE increase"))
     recovered = (ce["zero"] - evaluation.value("CE")) / (ce["zero"] - ce["original"])
     assert recovered == pytest.approx(evaluation.value("loss recovered (zero)"))
     assert {"FVU", "CE", "CE increase", "loss recovered (mean)", "KL", "L0"} <= set(names)
-    for row in evaluation.rows:
+    for row in evaluation.table.rows:
         for cell in row.values:
             assert cell is None or (cell.low <= cell.high and np.isfinite(cell.value))
 
 
-def test_the_dictionary_beats_an_untrained_one(evaluation: Evaluation) -> None:
+def test_the_dictionary_beats_an_untrained_one(evaluation: SuiteResult) -> None:
     assert evaluation.value("FVU") < evaluation.value("FVU", "untrained dictionary") < 1
     assert "wins against" in evaluation.verdict
     assert f"{evaluation.context['documents']} documents" in evaluation.verdict
 
 
-def test_only_held_out_documents_are_used(run: Run, evaluation: Evaluation) -> None:
+def test_only_held_out_documents_are_used(run: Run, evaluation: SuiteResult) -> None:
     held_out = sum(1 for _ in run.corpus.documents("held_out"))
     assert evaluation.context["documents"] <= held_out
 
 
-def test_all_of_it_is_json(evaluation: Evaluation) -> None:
-    assert json.loads(json.dumps(evaluation.to_dict()))["context"]["formulas"] == "1"
-    assert "FVU" in repr(evaluation)
-    assert "<table>" in evaluation._repr_html_()
+def test_all_of_it_is_json(evaluation: SuiteResult) -> None:
+    whole = Evaluation([evaluation], {"formulas": "1"})
+    assert json.loads(json.dumps(whole.to_dict())) == whole.to_dict()
+    assert "FVU" in repr(whole) and "Verdict" in repr(whole)
+    assert "<table>" in whole._repr_html_()
 
 
-def test_the_same_seed_gives_the_same_table(run: Run, evaluation: Evaluation) -> None:
-    assert evaluate(run, tokens=4000, loss_tokens=2000, draws=200) == evaluation
+def test_the_same_seed_gives_the_same_table(run: Run, evaluation: SuiteResult) -> None:
+    assert measured(run, tokens=4000, loss_tokens=2000, draws=200) == evaluation
 
 
 def test_an_exact_dictionary_recovers_everything(lm: LM, corpus: Corpus) -> None:
-    found = evaluate(exact(lm, corpus, "layers.1"), lm, corpus, tokens=1500, loss_tokens=1500)
+    found = measured(exact(lm, corpus, "layers.1"), lm, corpus, tokens=1500, loss_tokens=1500)
     assert found.value("FVU") == pytest.approx(0, abs=1e-9)
     assert found.value("CE increase") == pytest.approx(0, abs=1e-6)
     assert found.value("loss recovered (mean)") == pytest.approx(1)
@@ -79,7 +86,7 @@ def test_every_token_is_encoded_once(run: Run, monkeypatch: pytest.MonkeyPatch) 
         return encode(coder, x)
 
     monkeypatch.setattr(kind, "encode_sparse", counting)
-    found = evaluate(run, tokens=2000, loss_tokens=0, draws=20)
+    found = measured(run, tokens=2000, loss_tokens=0, draws=20)
     fingerprint = len(run.dictionary.fingerprint.strongest)
     assert seen[0] == found.context["tokens"] + fingerprint
 
@@ -116,10 +123,54 @@ def test_verdict_says_win_tie_and_loss() -> None:
     def around(value: float) -> dict[str, np.ndarray]:
         return {"fvu": value + 0.01 * rng.standard_normal(500)}
 
-    said = verdict(
-        {"dictionary": around(0.3), "A": around(0.5), "B": around(0.3), "C": around(0.1)}, 1000, 9
+    judged = judgements_of(
+        {"dictionary": around(0.3), "A": around(0.5), "B": around(0.3), "C": around(0.1)}
     )
-    assert said.endswith("on FVU it wins against A, ties with B and loses to C.")
+    assert told(judged) == "on FVU it wins against A, ties with B and loses to C"
+    found = Evaluation([SuiteResult("s", "S", judgements=judged)])
+    assert not found.wins
+    assert found.verdict == (
+        "Verdict: mixed (1 of 3 comparisons won, 1 lost): on FVU it loses to C."
+    )
+    assert Evaluation([SuiteResult("s", "S", judgements=judged[:1])]).wins
+    assert not Evaluation([SuiteResult("s", "S", judgements=judged[:2])]).wins
+    assert not Evaluation([SuiteResult("s", "S")]).wins
+
+
+def test_a_peers_object_is_measured_as_ours_are(run: Run, evaluation: SuiteResult) -> None:
+    class Peer:
+        def encode(self, x: Tensor) -> Tensor:
+            return run.dictionary.encode(x)
+
+        def decode(self, z: Tensor) -> Tensor:
+            return run.dictionary.decode(z)
+
+    settings: dict[str, Any] = {"tokens": 4000, "loss_tokens": 2000, "draws": 20}
+    found = measured(Peer(), run.lm, run.corpus, hookpoint="layers.1", **settings)
+    for row in ("FVU", "CE", "L0", "KL"):
+        assert found.value(row) == pytest.approx(evaluation.value(row), rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("peer", "message"),
+    [
+        (object(), "has no method `encode`"),
+        (torch.nn.Linear(3, 3), "has no method `encode`"),
+    ],
+)
+def test_objects_that_are_no_dictionary_are_refused(peer: object, message: str, run: Run) -> None:
+    with pytest.raises(UserError, match=message):
+        measured(peer, run.lm, run.corpus, hookpoint="layers.1")
+    with pytest.raises(UserError, match="does not say what it belongs to"):
+        measured(peer, run.lm, run.corpus)
+
+
+def test_unknown_tiers_and_suites_name_those_there_are(run: Run) -> None:
+    with pytest.raises(UserError, match="no suite `reconstructio`") as caught:
+        evaluate(run, suites=["reconstructio"])
+    assert "reconstruction" in str(caught.value.hint)
+    with pytest.raises(UserError, match="no tier `fast`"):
+        evaluate(run, tier="fast")
 
 
 def test_text_in_memory_must_be_given_again(run: Run, lm: LM) -> None:
@@ -134,8 +185,8 @@ def test_a_corpus_without_held_out_text_is_refused(lm: LM) -> None:
 
 def test_other_text_can_be_used(run: Run, corpus: Corpus) -> None:
     other = open_corpus([f"some prose number {i}, " * 9 for i in range(40)], held_out=0.5)
-    found = evaluate(run, data=other, tokens=500, loss_tokens=200, draws=20)
-    assert found.context["corpus"]["source"] == "python:list"
+    found = measured(run, data=other, tokens=500, loss_tokens=200, draws=20)
+    assert found.context["documents"] <= 40
 
 
 def test_public_names_stay_functions_whatever_is_imported() -> None:

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from monosemy.errors import UserError
+from monosemy.evaluation import SuiteResult, Table
 from monosemy.interpret.view import Exemplar, FeatureView
 from monosemy.intervene.pair import SteeringPair
 from monosemy.metrics.table import MetricRow, MetricValue
@@ -291,15 +292,19 @@ def test_terminal_pictures_fit_the_width(width):
     pictures = [
         terminal.feature_table(data.features),
         terminal.feature_panel(data.features[0]),
-        terminal.metrics_table(data),
+        terminal.figures_table(Table(data.columns, data.rows)),
         terminal.steering_panel(data.steering[0]),
     ]
     for picture in pictures:
         assert max(map(len, render(picture, width).splitlines())) <= width
 
 
+def told(data: ReportData) -> SuiteResult:
+    return SuiteResult("s", "S", [Table(data.columns, data.rows)], data.verdict)
+
+
 def test_the_terminal_shows_metrics_with_intervals_and_verdict():
-    text = render(terminal.metrics_table(report()))
+    text = render(terminal.suite_tables(told(report())))
     assert "0.213" in text and "0.209 to 0.218" in text and "The dictionary wins." in text
 
 

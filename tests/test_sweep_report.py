@@ -115,7 +115,9 @@ def test_company_changes_no_figure(rows, sweep, lm, corpus):
 
 
 def test_figures_are_those_of_an_evaluation(rows, sweep, lm, corpus):
-    alone = evaluate(sweep["sixteen"], lm, corpus, **SHORT)
+    alone = evaluate(sweep["sixteen"], lm, corpus, **SHORT, suites=["reconstruction"])[
+        "reconstruction"
+    ]
     row = rows[1]
     for title, name in (("FVU", "fvu"), ("L0", "l0"), ("CE increase", "ce_increase")):
         assert row.value(name) == pytest.approx(alone.value(title), rel=1e-5)
@@ -166,7 +168,7 @@ def test_transcoders_are_measured_by_what_they_explain(lm, corpus):
     found = compare_on_held_out({"t": transcoder, "sae": make(lm, corpus)}, lm, corpus, **SHORT)
     t = found[0]
     assert t.place == f"{transcoder.explains} from {transcoder.hookpoint}"
-    alone = evaluate(transcoder, lm, corpus, **SHORT)
+    alone = evaluate(transcoder, lm, corpus, **SHORT, suites=["reconstruction"])["reconstruction"]
     assert t.value("fvu") == pytest.approx(alone.value("FVU"), rel=1e-4)
     assert t.value("ce_increase") == pytest.approx(alone.value("CE increase"), rel=1e-3)
     linear = [r for r in found if r.architecture == "linear"]

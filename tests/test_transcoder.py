@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from monosemy.artefact import MANIFEST
 from monosemy.coders import Dictionary, attach, diagnose
 from monosemy.corpus import Corpus, TokenBatch, open_corpus
 from monosemy.errors import UserError
-from monosemy.evaluation import Evaluation, baselines, evaluate
+from monosemy.evaluation import SuiteResult, baselines, evaluate
 from monosemy.interpret import collect_features, logit_lens
 from monosemy.intervene import compare
 from monosemy.lm import LM
@@ -44,8 +44,10 @@ def uneven(lm: LM, corpus: Corpus) -> Dictionary:
 
 
 @pytest.fixture(scope="module")
-def evaluation(skipping: Dictionary, lm: LM, corpus: Corpus) -> Evaluation:
-    return evaluate(skipping, lm, corpus, tokens=2000, loss_tokens=1000, draws=100)
+def evaluation(skipping: Dictionary, lm: LM, corpus: Corpus) -> SuiteResult:
+    return evaluate(
+        skipping, lm, corpus, tokens=2000, loss_tokens=1000, draws=100, suites=["reconstruction"]
+    )["reconstruction"]
 
 
 # --- on disk ----------------------------------------------------------------------------------
@@ -199,16 +201,15 @@ def test_other_weights_of_the_same_model(transcoder: Dictionary) -> None:
 
 
 def test_figures_stand_beside_baselines_that_predict_the_target(
-    skipping: Dictionary, evaluation: Evaluation
+    skipping: Dictionary, evaluation: SuiteResult
 ) -> None:
     k = round(skipping.l0)
     rivals = ["linear map", f"rank-{k} linear map", "untrained dictionary"]
-    assert evaluation.columns == ["dictionary", *rivals]
-    assert evaluation.context["explains"] == TARGET
+    assert evaluation.table.columns == ["dictionary", *rivals]
     assert evaluation.value("FVU", "linear map") < evaluation.value("FVU", f"rank-{k} linear map")
     assert evaluation.value("FVU") < evaluation.value("FVU", "untrained dictionary") < 1
     assert "at equal L0" not in evaluation.verdict
-    assert json.loads(json.dumps(evaluation.to_dict())) == evaluation.to_dict()
+    assert json.loads(json.dumps(asdict(evaluation))) == asdict(evaluation)
 
 
 def held_out(
@@ -227,7 +228,7 @@ def held_out(
 
 
 def test_figures_by_hand(
-    skipping: Dictionary, lm: LM, corpus: Corpus, evaluation: Evaluation
+    skipping: Dictionary, lm: LM, corpus: Corpus, evaluation: SuiteResult
 ) -> None:
     """Errors are shares of the target's variance; the skip path counts, and then it does not."""
     _, x, y = held_out(skipping, lm, corpus, 2000)
@@ -246,7 +247,7 @@ def test_figures_by_hand(
 
 
 def test_the_loss_is_that_of_predictions_in_the_targets_place(
-    skipping: Dictionary, lm: LM, corpus: Corpus, evaluation: Evaluation
+    skipping: Dictionary, lm: LM, corpus: Corpus, evaluation: SuiteResult
 ) -> None:
     """Once with hooks of its own: the target's output is replaced, nothing else."""
     batches, _, _ = held_out(skipping, lm, corpus, 2000)
@@ -273,7 +274,9 @@ def test_the_loss_is_that_of_predictions_in_the_targets_place(
 def test_an_exact_transcoder_recovers_everything(lm: LM, corpus: Corpus) -> None:
     """An MLP's last projection gives what the MLP gives, and is run before it is over."""
     dictionary = exact(lm, corpus, "layers.1.mlp.down_proj", TARGET)
-    found = evaluate(dictionary, lm, corpus, tokens=1000, loss_tokens=1000, draws=20)
+    found = evaluate(
+        dictionary, lm, corpus, tokens=1000, loss_tokens=1000, draws=20, suites=["reconstruction"]
+    )["reconstruction"]
     assert found.value("FVU") == pytest.approx(0, abs=1e-9)
     assert found.value("CE increase") == pytest.approx(0, abs=1e-6)
     assert found.value("loss recovered (mean)") == pytest.approx(1)
@@ -286,13 +289,17 @@ def test_an_input_after_the_target_is_refused_unless_the_loss_is_left_out(
     dictionary = exact(lm, corpus, TARGET, "layers.1.mlp.down_proj")
     with pytest.raises(UserError, match=r"`layers.1.mlp` comes after `layers.1.mlp.down_proj`"):
         evaluate(dictionary, lm, corpus, tokens=500, loss_tokens=500, draws=20)
-    found = evaluate(dictionary, lm, corpus, tokens=500, loss_tokens=0, draws=20)
+    found = evaluate(
+        dictionary, lm, corpus, tokens=500, loss_tokens=0, draws=20, suites=["reconstruction"]
+    )["reconstruction"]
     assert found.value("FVU") == pytest.approx(0, abs=1e-9)
     assert found.context["ce"] == {}
 
 
 def test_other_widths_can_be_measured(uneven: Dictionary, lm: LM, corpus: Corpus) -> None:
-    found = evaluate(uneven, lm, corpus, tokens=500, loss_tokens=200, draws=20)
+    found = evaluate(
+        uneven, lm, corpus, tokens=500, loss_tokens=200, draws=20, suites=["reconstruction"]
+    )["reconstruction"]
     assert found.value("FVU") < 1
     assert found.value("FVU", "linear map") == pytest.approx(0, abs=1e-3)  # it is a linear map
 

@@ -16,7 +16,7 @@ from monosemy.device import describe
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.report.build import report_run
-from monosemy.report.terminal import feature_table, metrics_table, steering_panel
+from monosemy.report.terminal import feature_table, steering_panel, suite_tables
 from monosemy.training import TrainConfig, train
 
 SETTINGS = TrainConfig(architecture="batch_topk", width=2048, k=32, tokens=1_500_000)
@@ -52,7 +52,8 @@ class Command:
         trained = train(lm, "builtin:stdlib", config=settings, out=self.out)
         console.print(Rule("2. measure it on held-out files, look at its features, steer"))
         report = report_run(self.out, lm, facts={"machine": describe(lm.device)})
-        console.print(metrics_table(report.evaluation))
+        for result in report.evaluation.suites:
+            console.print(suite_tables(result))
         console.print(feature_table([report.features[i] for i in report.chosen]))
         for pair in report.steering[:1]:
             console.print(steering_panel(pair))

@@ -1,18 +1,20 @@
-"""Measure a dictionary on held-out text, beside baselines at equal L0, with a verdict."""
+"""Measure a dictionary on held-out text, beside baselines, with a verdict."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from monosemy.artefact import write_text
 from monosemy.cli.console import console, open_dictionary, open_text
-from monosemy.evaluation import evaluate
-from monosemy.report.terminal import metrics_table
+from monosemy.evaluation import choose_suites, gather, make_subject, run_suites
+from monosemy.evaluation.subject import Tier
+from monosemy.report.numbers import count
+from monosemy.report.terminal import suite_tables
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,40 @@ class Command:
     """Other text than the one it was trained on; its held-out part is used."""
     column: str | None = None
     """Column that holds the text."""
-    tokens: int = 65_536
-    """Held-out tokens for reconstruction."""
-    loss_tokens: int = 16_384
-    """Held-out tokens for the effect on the model's loss."""
+    tier: Tier = "standard"
+    """How much is measured: `quick`, `standard` or `full`."""
+    suite: tuple[str, ...] = ()
+    """Only these suites."""
+    tokens: int | None = None
+    """Held-out tokens for reconstruction; default: the tier's."""
+    loss_tokens: int | None = None
+    """Held-out tokens for the effect on the model's loss; default: the tier's."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
     def run(self) -> None:
-        """Print the table and the verdict; write `metrics.json` beside the dictionary."""
+        """Print what it costs, the tables and the verdict; write `metrics.json`."""
+        suites = choose_suites(self.tier, self.suite)
         dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
         corpus = open_text(dictionary, self.data, self.column)
-        result = evaluate(dictionary, lm, corpus, tokens=self.tokens, loss_tokens=self.loss_tokens)
-        console.print(metrics_table(result))
-        if ce := result.context["ce"]:
-            console.print(
-                f"CE of the model by itself {ce['original']:.3f}, mean-ablated {ce['mean']:.3f}, "
-                f"zero-ablated {ce['zero']:.3f} nats",
-                style="dim",
-            )
+        asked: dict[str, Any] = {"tokens": self.tokens, "loss_tokens": self.loss_tokens}
+        sizes = {name: value for name, value in asked.items() if value is not None}
+        subject = make_subject(dictionary, lm, corpus, tier=self.tier, sizes=sizes)
+        costs = [f"{suite.name} {count(suite.cost(subject))}" for suite in suites]
+        console.print(f"tokens through the model: {', '.join(costs)}", style="dim")
+        results = []
+        for result in run_suites(subject, suites):
+            results.append(result)
+            console.print(suite_tables(result))
+            if ce := result.context.get("ce"):
+                console.print(
+                    f"CE of the model by itself {ce['original']:.3f}, mean-ablated "
+                    f"{ce['mean']:.3f}, zero-ablated {ce['zero']:.3f} nats",
+                    style="dim",
+                )
+            console.print(f"{result.seconds:.1f} s\n", style="dim")
+        evaluation = gather(subject, results)
         path = self.run_folder / "metrics.json"
-        write_text(path, json.dumps(result.to_dict(), indent=2) + "\n")
+        write_text(path, json.dumps(evaluation.to_dict(), indent=2) + "\n")
         console.print(f"written to {path}", style="dim")
+        console.print(evaluation.verdict, style="bold")

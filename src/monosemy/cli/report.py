@@ -27,5 +27,6 @@ class Command:
         """Write it and say where it is."""
         _, lm = open_dictionary(self.run_folder, None, self.device)
         report = report_run(self.run_folder, lm, prompt=self.prompt)
+        console.print(report.evaluation["reconstruction"].verdict)
         console.print(report.evaluation.verdict)
         console.print(f"written to {report.path}")

@@ -1,15 +1,33 @@
 """Evaluation on held-out text, beside baselines, with a verdict in words."""
 
-from monosemy.evaluation.evaluate import evaluate, open_dictionary_corpus
-from monosemy.evaluation.result import Evaluation
+from monosemy.evaluation.evaluate import (
+    evaluate,
+    gather,
+    make_subject,
+    open_dictionary_corpus,
+)
+from monosemy.evaluation.result import Evaluation, Judgement, SuiteResult, Table
 from monosemy.evaluation.spread import measure_spread
+from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
+from monosemy.evaluation.suites import SUITES, choose_suites, run_suites
 from monosemy.evaluation.sweep import SweepRow, compare_on_held_out
 
 __all__ = [
+    "SUITES",
     "Evaluation",
+    "Judgement",
+    "NotMeaningful",
+    "Subject",
+    "Suite",
+    "SuiteResult",
     "SweepRow",
+    "Table",
+    "choose_suites",
     "compare_on_held_out",
     "evaluate",
+    "gather",
+    "make_subject",
     "measure_spread",
     "open_dictionary_corpus",
+    "run_suites",
 ]

@@ -14,12 +14,14 @@ from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
-from monosemy.evaluation import Evaluation, evaluate, open_dictionary_corpus
+from monosemy.evaluation import Evaluation, SuiteResult, evaluate, open_dictionary_corpus
 from monosemy.interpret import Features, FeatureView, choose_features, collect_features
 from monosemy.intervene import SteeringPair
 from monosemy.lm import LM
 from monosemy.report.page import ReportData, write_report
 
+REPORTED = ("reconstruction",)
+"""Suites whose tables a report shows."""
 STEER_SCALES = (0.4, 0.7, 1.0)
 """Strengths tried for the steering shown."""
 STEER_TEMPERATURE = 0.5
@@ -62,7 +64,8 @@ def report_run(
     lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
     dictionary.to(lm.device)
     corpus = open_dictionary_corpus(dictionary)
-    evaluation = evaluate(dictionary, lm, corpus)
+    evaluation = evaluate(dictionary, lm, corpus, suites=REPORTED)
+    found = evaluation["reconstruction"]
     write_text(folder / "metrics.json", json.dumps(evaluation.to_dict(), indent=2) + "\n")
     stream = dictionary.provenance.stream(lm, corpus, "held_out")
     features = collect_features(dictionary, lm, stream)
@@ -73,11 +76,11 @@ def report_run(
     steering = choose_steering(lm, dictionary, views, prompt) if can_steer else []
     data = ReportData(
         title=_title(dictionary, lm),
-        run=_facts(dictionary, lm, corpus, evaluation) | (facts or {}),
+        run=_facts(dictionary, lm, corpus, found) | (facts or {}),
         curves=_curves(history),
-        columns=evaluation.columns,
-        rows=evaluation.rows,
-        verdict=evaluation.verdict,
+        columns=found.table.columns,
+        rows=found.table.rows,
+        verdict=found.verdict,
         features=views,
         steering=steering,
         commands=_commands(folder, chosen, steering),
@@ -168,9 +171,7 @@ def _places(dictionary: Dictionary) -> dict[str, str]:
     }
 
 
-def _facts(
-    dictionary: Dictionary, lm: LM, corpus: Corpus, evaluation: Evaluation
-) -> dict[str, str]:
+def _facts(dictionary: Dictionary, lm: LM, corpus: Corpus, found: SuiteResult) -> dict[str, str]:
     training: dict[str, Any] = dictionary.provenance.training
     facts = {
         "model": lm.name,
@@ -180,11 +181,11 @@ def _facts(
         "features": f"{dictionary.width:,}",
         "L0": f"{dictionary.l0:.1f} on held-out text",
         "trained on": f"{training['tokens']:,} tokens in {training['seconds']:.0f} s",
-        "measured on": f"{evaluation.context['tokens']:,} held-out tokens of "
-        f"{evaluation.context['documents']} documents",
+        "measured on": f"{found.context['tokens']:,} held-out tokens of "
+        f"{found.context['documents']} documents",
         "seed": str(training["seed"]),
     }
-    if ce := evaluation.context["ce"]:
+    if ce := found.context["ce"]:
         facts["CE"] = (
             f"{ce['original']:.3f} nats; mean-ablated {ce['mean']:.3f}, "
             f"zero-ablated {ce['zero']:.3f}"

@@ -9,11 +9,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from monosemy.evaluation import Evaluation
+from monosemy.evaluation import SuiteResult
+from monosemy.evaluation import Table as Figures
 from monosemy.interpret.view import Exemplar, FeatureView
 from monosemy.intervene.pair import SteeringPair
 from monosemy.report.numbers import MISSING, count, figure, metric_cells, percent
-from monosemy.report.page import ReportData, split_pair
+from monosemy.report.page import split_pair
 from monosemy.report.tokens import one_line, peak_tokens, seen_tokens, visible
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -90,13 +91,21 @@ def feature_panel(view: FeatureView, *, contexts: int = 6) -> Panel:
     return Panel(Group(*parts), title=f"Feature {view.id}", title_align="left", border_style="dim")
 
 
-def metrics_table(evaluation: Evaluation | ReportData) -> RenderableType:
-    """Metrics beside those of the baselines, with 95% intervals, and the verdict beneath."""
+def suite_tables(result: SuiteResult) -> RenderableType:
+    """What a suite found: its tables, and its verdict, or why there is no figure, beneath."""
+    parts: list[RenderableType] = [Text(result.title, "bold #c07a2c"), Text("")]
+    for table in result.tables:
+        parts += [figures_table(table), Text("")]
+    return Group(*parts, Text(result.skipped or result.verdict, "dim" if result.skipped else ""))
+
+
+def figures_table(figures: Figures) -> Table:
+    """Metrics beside those of the baselines, with 95% intervals."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
-    table.add_column("held-out text", no_wrap=True)
-    for index, column in enumerate(evaluation.columns):
+    table.add_column(figures.title, no_wrap=True)
+    for index, column in enumerate(figures.columns):
         table.add_column(Text(column), style="" if index else "#c07a2c")
-    for row in evaluation.rows:
+    for row in figures.rows:
         unit = f" {row.unit}" if row.unit not in ("", "share", "%") else ""
         name = Text.assemble((row.name, "bold"), (f"{unit} {_ARROWS[row.better]}", "dim"))
         cells: list[RenderableType] = []
@@ -108,7 +117,7 @@ def metrics_table(evaluation: Evaluation | ReportData) -> RenderableType:
             interval = f"\n{cell.interval}" if cell.interval else ""
             cells.append(Text.assemble((cell.value, style), (interval, "dim not bold")))
         table.add_row(name, *cells)
-    return Group(table, Text(""), Text(evaluation.verdict))
+    return table
 
 
 def steering_panel(pair: SteeringPair) -> Panel:
