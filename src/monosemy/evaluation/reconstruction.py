@@ -12,10 +12,10 @@ from torch import Tensor
 from monosemy.activations import LiveActivations, counted_activations
 from monosemy.coders import Dictionary
 from monosemy.corpus import TokenBatch, TokenStream
-from monosemy.errors import UserError
 from monosemy.evaluation import baselines
 from monosemy.evaluation.baselines import Reconstruct
 from monosemy.evaluation.result import Judgement, SuiteResult, Table, judge, told
+from monosemy.evaluation.splice import spliced
 from monosemy.evaluation.subject import Subject, Suite
 from monosemy.lm import LM
 from monosemy.metrics import (
@@ -180,27 +180,7 @@ class _Measurement:
 
     def _logits_with(self, batch: TokenBatch, reconstruct: Reconstruct) -> Tensor:
         """Return logits with what is made of the input put in place of what it explains."""
-        here, there = self.dictionary.hookpoint, self.dictionary.explains
-        counted = batch.counted.to(self.lm.device)
-        made: list[Tensor] = []
-
-        def read(x: Tensor, tokens: Tensor | None) -> Tensor:
-            made.append(reconstruct(x[counted].float())[0])
-            return x
-
-        def write(y: Tensor, tokens: Tensor | None) -> Tensor:
-            if not made:
-                raise UserError(
-                    f"`{here}` comes after `{there}` in the model, so what is made of it cannot "
-                    "take that one's place",
-                    "a transcoder's input comes before its target; `loss_tokens=0` leaves the "
-                    "effect on the loss out",
-                )
-            out = y.clone()
-            out[counted] = made.pop().to(y.dtype)
-            return out
-
-        with self.lm.edit({here: read}), self.lm.edit({there: write}):
+        with spliced(self.lm, self.dictionary, reconstruct, batch.counted):
             return self.lm.logits(batch.tokens, attention_mask=batch.attention_mask).cpu()
 
     def result(self, draws: int, seed: int) -> SuiteResult:
