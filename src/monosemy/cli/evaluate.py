@@ -11,7 +11,7 @@ import tyro
 
 from monosemy.artefact import write_text
 from monosemy.cli.console import console, open_dictionary, open_text
-from monosemy.evaluation import choose_suites, gather, make_subject, run_suites
+from monosemy.evaluation import Tasks, choose_suites, gather, make_subject, run_suites
 from monosemy.evaluation.subject import Tier
 from monosemy.report.numbers import count
 from monosemy.report.terminal import suite_tables
@@ -37,6 +37,12 @@ class Command:
     """Held-out tokens for reconstruction; default: the tier's."""
     loss_tokens: int | None = None
     """Held-out tokens for the effect on the model's loss; default: the tier's."""
+    task: tuple[str, ...] = ()
+    """Tasks of `lm-eval` to score through the dictionary: suite `benchmarks`."""
+    task_folder: Path | None = None
+    """Folder of own tasks (*.yaml); default: those that `lm-eval` knows."""
+    samples: int = 100
+    """Of each task at most."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
@@ -46,8 +52,9 @@ class Command:
         dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
         corpus = open_text(dictionary, self.data, self.column)
         asked: dict[str, Any] = {"tokens": self.tokens, "loss_tokens": self.loss_tokens}
+        tasks = Tasks(self.task, self.task_folder, self.samples) if self.task else None
         sizes = {name: value for name, value in asked.items() if value is not None}
-        subject = make_subject(dictionary, lm, corpus, tier=self.tier, sizes=sizes)
+        subject = make_subject(dictionary, lm, corpus, tier=self.tier, tasks=tasks, sizes=sizes)
         costs = [f"{suite.name} {count(suite.cost(subject))}" for suite in suites]
         console.print(f"tokens through the model: {', '.join(costs)}", style="dim")
         results = []

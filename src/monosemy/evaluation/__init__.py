@@ -1,5 +1,6 @@
 """Evaluation on held-out text, beside baselines, with a verdict in words."""
 
+from monosemy.evaluation.benchmarks import score_tasks
 from monosemy.evaluation.evaluate import (
     evaluate,
     gather,
@@ -11,6 +12,7 @@ from monosemy.evaluation.spread import measure_spread
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.evaluation.suites import SUITES, choose_suites, run_suites
 from monosemy.evaluation.sweep import SweepRow, compare_on_held_out
+from monosemy.evaluation.tasks import Tasks
 
 __all__ = [
     "SUITES",
@@ -22,6 +24,7 @@ __all__ = [
     "SuiteResult",
     "SweepRow",
     "Table",
+    "Tasks",
     "choose_suites",
     "compare_on_held_out",
     "evaluate",
@@ -30,4 +33,5 @@ __all__ = [
     "measure_spread",
     "open_dictionary_corpus",
     "run_suites",
+    "score_tasks",
 ]

@@ -17,6 +17,7 @@ from monosemy.evaluation.foreign import adopt
 from monosemy.evaluation.result import Evaluation
 from monosemy.evaluation.subject import Subject
 from monosemy.evaluation.suites import choose_suites, run_suites
+from monosemy.evaluation.tasks import Tasks
 from monosemy.lm import LM
 from monosemy.metrics import FORMULAS
 
@@ -29,6 +30,7 @@ def evaluate(
     tier: str = "standard",
     suites: Sequence[str] = (),
     hookpoint: str | None = None,
+    tasks: Tasks | None = None,
     draws: int = 1000,
     seed: int = 0,
     **sizes: Any,
@@ -43,6 +45,7 @@ def evaluate(
         tier: `quick`, `standard` or `full`: which suites, and on how much text.
         suites: only these.
         hookpoint: where a foreign object's activations live.
+        tasks: of `lm-eval`, for the suite `benchmarks`.
         draws: bootstrap draws of documents, from which 95% intervals come.
         seed: of everything drawn at random.
         sizes: numbers that replace a suite's own, such as `tokens` and `loss_tokens`.
@@ -53,7 +56,15 @@ def evaluate(
     """
     chosen = choose_suites(tier, suites)
     subject = make_subject(
-        dictionary, lm, data, hookpoint=hookpoint, tier=tier, draws=draws, seed=seed, sizes=sizes
+        dictionary,
+        lm,
+        data,
+        hookpoint=hookpoint,
+        tier=tier,
+        tasks=tasks,
+        draws=draws,
+        seed=seed,
+        sizes=sizes,
     )
     return gather(subject, list(run_suites(subject, chosen)))
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, Part, TokenStream
 from monosemy.evaluation.result import SuiteResult
+from monosemy.evaluation.tasks import Tasks
 from monosemy.lm import LM
 
 Tier = Literal["quick", "standard", "full"]
@@ -33,6 +34,8 @@ class Subject:
     """Of everything drawn at random."""
     draws: int = 1000
     """Of the bootstrap that intervals come from."""
+    tasks: Tasks | None = None
+    """Of `lm-eval`, for the suite that scores them."""
     sizes: Mapping[str, Any] | None = None
     """Numbers that replace a suite's own, by name, such as `tokens`."""
 

@@ -19,7 +19,7 @@ from monosemy.training.config import TrainConfig
 from monosemy.training.grid import expand, names_of
 from monosemy.training.member import decay_begins
 from monosemy.training.plan import Plan, check_memory, make_plan
-from monosemy.training.session import Sample, Session, Trained, write_config
+from monosemy.training.session import Measure, Sample, Session, Trained, write_config
 from monosemy.training.tracking import Tracker, check_trackers, open_trackers
 
 CONFIG, SWEEP = "config.json", "sweep-config.json"
@@ -52,6 +52,8 @@ def train(
     track: Sequence[str] = (),
     checkpoint_tokens: int | None = None,
     sample: Sample | None = None,
+    measure: Measure | None = None,
+    measure_tokens: int | None = None,
     profile: bool = False,
     **settings: Any,
 ) -> Run:
@@ -67,6 +69,9 @@ def train(
         track: beside JSON lines in the folder: `tensorboard`, `wandb`, `trackio`.
         checkpoint_tokens: tokens between checkpoints in the folder; default: five minutes.
         sample: makes a page of a half-trained dictionary, four times on the way, for the trackers.
+        measure: takes figures of a half-trained dictionary, given it and the tokens so far; they
+            are logged with the others.
+        measure_tokens: tokens between measurements; default: a quarter of the run.
         profile: say in the end which share of the time text, model and training took.
         settings: fields of `TrainConfig`.
 
@@ -78,7 +83,16 @@ def train(
     corpus = open_corpus(data)
     (plan,) = make_plans(lm, corpus, [hookpoint], [settings_of(config, settings)], policy, out)
     return _train(
-        lm, corpus, [plan], plan.folder, track, checkpoint_tokens, sample, profile=profile
+        lm,
+        corpus,
+        [plan],
+        plan.folder,
+        track,
+        checkpoint_tokens,
+        sample,
+        measure=measure,
+        measure_tokens=measure_tokens,
+        profile=profile,
     )[0]
 
 
@@ -233,6 +247,8 @@ def _train(
     checkpoint_tokens: int | None,
     sample: Sample | None = None,
     extend: bool = False,
+    measure: Measure | None = None,
+    measure_tokens: int | None = None,
     profile: bool = False,
 ) -> list[Run]:
     corpus.check("train", "held_out")
@@ -259,6 +275,8 @@ def _train(
             checkpoint_tokens=checkpoint_tokens,
             extend=extend,
             sample=sample,
+            measure=measure,
+            measure_tokens=measure_tokens,
             profile=profile,
         )
         try:

@@ -63,6 +63,8 @@ QUADRATIC_WEIGHT = 1.0
 
 Sample = Callable[[Dictionary, int], str]
 """A page about a half-trained dictionary, and tokens so far."""
+Measure = Callable[[Dictionary, int], Mapping[str, float]]
+"""Figures of a half-trained dictionary, and tokens so far."""
 
 
 @dataclass(slots=True)
@@ -86,6 +88,8 @@ class Session:
         checkpoint_tokens: tokens between checkpoints; None: five minutes.
         extend: go on from where the learning rate began to fall, to this many tokens.
         sample: makes a page of a half-trained dictionary.
+        measure: takes figures of a half-trained dictionary, which are logged with the others.
+        measure_tokens: tokens between measurements; None: a quarter of the run.
         profile: say in the end what took the time.
     """
 
@@ -100,6 +104,8 @@ class Session:
         checkpoint_tokens: int | None = None,
         extend: bool = False,
         sample: Sample | None = None,
+        measure: Measure | None = None,
+        measure_tokens: int | None = None,
         profile: bool = False,
     ) -> None:
         fix_threads()
@@ -109,6 +115,7 @@ class Session:
         self.lm, self.corpus, self.plans, self.folder = lm, corpus, list(plans), folder
         self.trackers = [list(t) for t in trackers] or [[] for _ in plans]
         self.checkpoint_tokens, self.sample = checkpoint_tokens, sample
+        self.measure, self.measure_tokens = measure, measure_tokens
         self.config = self.plans[0].config
         state = None
         self._harvest: Harvest | None = None
@@ -280,8 +287,9 @@ class Session:
             if finding.stop:
                 raise UserError(f"{where}{finding.explanation}", f"{finding.advice}{self._kept()}")
         every = max(member.end // 200, 1)
-        if member.step_count % every == 0 or member.step_count == member.end:
-            line = {"tokens": self.tokens, "step": member.step_count, **asdict(figures)}
+        measured = self._measured(number)
+        if member.step_count % every == 0 or member.step_count == member.end or measured:
+            line = {"tokens": self.tokens, "step": member.step_count, **asdict(figures), **measured}
             self.histories[number].append(line)
             for tracker in self.trackers[number]:
                 tracker.log(line, self.tokens)
@@ -289,6 +297,16 @@ class Session:
             page = self.sample(self._snapshot(number), self.tokens)
             for tracker in self.trackers[number]:
                 tracker.html("features", page, self.tokens)
+
+    def _measured(self, number: int) -> Mapping[str, float]:
+        """Return a half-trained dictionary's own figures, where they are due."""
+        member = self.members[number]
+        every = member.end // 4
+        if self.measure_tokens is not None:
+            every = self.measure_tokens // self.config.batch
+        if self.measure is None or member.step_count % max(every, 1):
+            return {}
+        return self.measure(self._snapshot(number), self.tokens)
 
     def _note(self) -> str:
         last = [history[-1] for history in self.histories if history]
