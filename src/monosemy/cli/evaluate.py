@@ -13,6 +13,7 @@ from monosemy.artefact import write_text
 from monosemy.cli.console import console, open_dictionary, open_text
 from monosemy.evaluation import Tasks, choose_suites, gather, make_subject, run_suites
 from monosemy.evaluation.subject import Tier
+from monosemy.report.evaluation import write_evaluation
 from monosemy.report.numbers import count
 from monosemy.report.terminal import suite_tables
 
@@ -47,7 +48,7 @@ class Command:
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
     def run(self) -> None:
-        """Print what it costs, the tables and the verdict; write `metrics.json`."""
+        """Print what it costs, the tables and the verdict; write `metrics.json` and a page."""
         suites = choose_suites(self.tier, self.suite)
         dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
         corpus = open_text(dictionary, self.data, self.column)
@@ -71,5 +72,6 @@ class Command:
         evaluation = gather(subject, results)
         path = self.run_folder / "metrics.json"
         write_text(path, json.dumps(evaluation.to_dict(), indent=2) + "\n")
-        console.print(f"written to {path}", style="dim")
+        page = write_evaluation(evaluation, self.run_folder / "evaluation.html")
+        console.print(f"written to {path} and {page}", style="dim")
         console.print(evaluation.verdict, style="bold")

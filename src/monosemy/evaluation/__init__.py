@@ -7,7 +7,7 @@ from monosemy.evaluation.evaluate import (
     make_subject,
     open_dictionary_corpus,
 )
-from monosemy.evaluation.result import Evaluation, Judgement, SuiteResult, Table
+from monosemy.evaluation.result import Evaluation, Judgement, Plot, SuiteResult, Table
 from monosemy.evaluation.spread import measure_spread
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.evaluation.suites import SUITES, choose_suites, run_suites
@@ -19,6 +19,7 @@ __all__ = [
     "Evaluation",
     "Judgement",
     "NotMeaningful",
+    "Plot",
     "Subject",
     "Suite",
     "SuiteResult",

@@ -78,6 +78,18 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Plot:
+    """Lines of points, each with the interval it lies in."""
+
+    title: str
+    x_name: str
+    y_name: str
+    lines: dict[str, list[tuple[float, float, float, float]]]
+    """Name -> (x, y, low, high); low and high are y where there is no interval."""
+    log_y: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SuiteResult:
     """What one suite found, or why it found nothing."""
 
@@ -89,8 +101,9 @@ class SuiteResult:
     judgements: list[Judgement] = field(default_factory=list)
     context: dict[str, Any] = field(default_factory=dict)
     """What was measured, on how much, with which formulas: JSON values."""
+    plots: list[Plot] = field(default_factory=list)
     series: dict[str, Any] = field(default_factory=dict)
-    """Numbers behind its plots, and whatever later pages show feature by feature: JSON values."""
+    """Whatever later pages show, such as results of single features: JSON values."""
     skipped: str = ""
     """Why there is no figure, where there is none."""
     seconds: float = field(default=0.0, compare=False)
