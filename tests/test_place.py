@@ -1,0 +1,210 @@
+"""From any place text goes on as it would have, and what came before is not tokenised again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import BOS, tiny_tokenizer
+
+from monosemy.corpus import Document, Place, TokenBatch, TokenPolicy, TokenStream
+from monosemy.corpus import open_corpus as open_texts
+from monosemy.corpus import tokens as tokens_module
+from monosemy.errors import UserError
+
+TOKENIZER, WITHOUT_BOS = tiny_tokenizer(), tiny_tokenizer(bos=False)
+TENSORS = ("tokens", "attention_mask", "counted", "document", "start", "end")
+
+
+@contextmanager
+def sizes(block: int, group: int) -> Iterator[None]:
+    """Make blocks of rows and groups of documents small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens_module, "_SHUFFLED", block)
+        patch.setattr(tokens_module, "_GROUP", group)
+        patch.setattr(tokens_module, "_BEGINNING", group)
+        yield
+
+
+@contextmanager
+def tokenised() -> Iterator[list[str]]:
+    """Collect the texts that the tokenizer is given."""
+    given: list[str] = []
+    real = TokenStream._tokenise
+
+    def tokenise(self: TokenStream, documents: list[Document]) -> Iterator[Any]:
+        given.extend(document.text for document in documents)
+        return real(self, documents)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenStream, "_tokenise", tokenise)
+        yield given
+
+
+def assert_same(found: TokenBatch, expected: TokenBatch) -> None:
+    for name in TENSORS:
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert found.documents == expected.documents
+    assert found.place == expected.place
+
+
+# --- the stream -------------------------------------------------------------------------------
+
+
+TEXT = st.one_of(
+    st.text("ab é東\n", max_size=12),
+    st.text("abcdef ", min_size=30, max_size=90),
+    st.just(BOS),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_from_any_place_a_stream_goes_on_with_the_same_batches(data: st.DataObject) -> None:
+    texts = data.draw(st.lists(TEXT, min_size=1, max_size=12))
+    spans = data.draw(st.sampled_from([None, ((0, 3), (5, 9))]))
+    documents = [Document(str(i), text + "x", spans) for i, text in enumerate(texts)]
+    documents.insert(data.draw(st.integers(0, len(texts))), Document("empty", " "))
+    stream = TokenStream(
+        open_texts(documents),
+        data.draw(st.sampled_from([TOKENIZER, WITHOUT_BOS])),
+        part="all",
+        context=data.draw(st.integers(2, 9)),
+        rows=data.draw(st.integers(1, 4)),
+        packed=data.draw(st.booleans()),
+        policy=data.draw(st.sampled_from([TokenPolicy(), TokenPolicy(choose="random", first=3)])),
+        seed=data.draw(st.sampled_from([None, 0, 7])),
+        epochs=data.draw(st.integers(1, 3)),
+    )
+    with sizes(data.draw(st.integers(1, 9)), data.draw(st.integers(1, 60))):
+        whole = list(stream)
+        stop = data.draw(st.integers(0, len(whole) - 1))
+        saved = json.loads(json.dumps(whole[stop].place.to_dict()))
+        rest = list(stream.read(Place.from_dict(saved)))
+        assert len(rest) == len(whole) - stop - 1
+        for found, expected in zip(rest, whole[stop + 1 :], strict=True):
+            assert_same(found, expected)
+        assert stream.place_after(stop + 1) == whole[stop].place
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_documents_without_a_token_do_not_shift_a_place(packed: bool, seed: int | None) -> None:
+    backend = tiny_tokenizer(bos=False)
+    tokenise = TokenStream._tokenise
+
+    def dropping(self: TokenStream, documents: list[Document]) -> Iterator[Any]:
+        for document, table in zip(documents, tokenise(self, documents), strict=True):
+            yield table[:, :0] if "drop" in document.text else table
+
+    texts = ["drop it"] * 3 + [f"drop {i}" if i % 3 else f"line {i} of them" for i in range(30)]
+    with pytest.MonkeyPatch.context() as patch, sizes(6, 20):
+        patch.setattr(TokenStream, "_tokenise", dropping)
+        stream = TokenStream(
+            open_texts(texts),
+            backend,
+            part="all",
+            context=5,
+            rows=2,
+            packed=packed,
+            seed=seed,
+            epochs=2,
+        )
+        whole = list(stream)
+        assert len(whole) > 8
+        for stop, batch in enumerate(whole):
+            rest = list(stream.read(batch.place))
+            assert len(rest) == len(whole) - stop - 1
+            for found, expected in zip(rest, whole[stop + 1 :], strict=True):
+                assert_same(found, expected)
+
+
+def long_stream(epochs: int | None = None, **options: Any) -> TokenStream:
+    texts = [f"def function_{i}(value):\n    return value + {i}\n" * (i % 5) for i in range(2000)]
+    options = {"part": "all", "context": 32, "rows": 8, "seed": 0, **options}
+    return TokenStream(open_texts(texts), TOKENIZER, epochs=epochs, **options)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_going_on_tokenises_one_block_and_not_what_came_before(packed: bool) -> None:
+    stream = long_stream(packed=packed)
+    longest, group, block = 200, 1000, 64
+    with sizes(block, group):
+        batches = list(itertools.islice(stream, 401))
+        with tokenised() as before:
+            next(itertools.islice(stream, 400, None))
+        of_block = 4 * 32 * block if packed else longest * block  # characters, 4 a token at most
+        for stop in (399, 397, 42):  # a block's end, amid one, amid an earlier one
+            with tokenised() as given:
+                assert_same(next(stream.read(batches[stop].place)), batches[stop + 1])
+            assert sum(map(len, given)) <= of_block + group + 2 * longest
+        assert sum(map(len, before)) > 10 * (of_block + group)
+
+
+def test_a_place_in_another_epoch_is_found_there() -> None:
+    stream = long_stream()
+    with sizes(64, 1000):
+        batches = itertools.islice(stream, 2000)
+        last = next(batch for batch in batches if batch.place.epoch == 1 and batch.place.batch)
+        with tokenised() as given:
+            next(stream.read(last.place))
+        assert 0 < sum(map(len, given)) < 20_000
+
+
+def test_text_that_changed_at_a_place_is_noticed() -> None:
+    def lines(texts: list[str]) -> TokenStream:
+        corpus = open_texts(texts)
+        return TokenStream(corpus, TOKENIZER, part="all", context=8, rows=4, seed=None)
+
+    with sizes(16, 100):
+        texts = [f"line {i} of text" for i in range(100)]
+        *_, batch = itertools.islice(lines(texts), 20)
+        number = batch.place.document
+        assert batch.place.block and 0 < number < 99
+        edited = [*texts[:number], texts[number] + "!", *texts[number + 1 :]]
+        for changed in (edited, texts[:5], texts[:number], texts[1:]):
+            with pytest.raises(UserError, match="has changed since"):
+                next(lines(changed).read(batch.place))
+        next(lines(texts[: number + 50]).read(batch.place))
+
+
+def test_a_place_of_another_epoch_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot be gone on with"):
+        next(long_stream(1).read(Place(epoch=1, block=1)))
+
+
+GOOD = Place(1, 2, 3, 4, 5, 6).to_dict()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {**GOOD, "token": -1},
+        {**GOOD, "token": 1.5},
+        {**GOOD, "token": "1"},
+        {**GOOD, "other": 1},
+        {k: v for k, v in GOOD.items() if k != "block"},
+        {},
+    ],
+)
+def test_what_is_no_place_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="is no place in a text"):
+        Place.from_dict(values)
+
+
+def test_a_checksum_changes_with_text_and_its_order() -> None:
+    texts = ["one line of text", "another line"]
+    first = TokenStream(open_texts(texts), TOKENIZER, part="all", seed=None)
+    other = TokenStream(open_texts(texts[::-1]), TOKENIZER, part="all", seed=None)
+    edited = TokenStream(open_texts([texts[0], "another lime"]), TOKENIZER, part="all", seed=None)
+    assert (
+        first.checksum() == TokenStream(first.corpus, TOKENIZER, part="all", seed=None).checksum()
+    )
+    assert len({stream.checksum() for stream in (first, other, edited)}) == 3
