@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import BOS, tiny_tokenizer
 
-from monosemy.corpus import Document, Place, TokenBatch, TokenPolicy, TokenStream
+from monosemy.activations import Damage, Harvest, Recipe, Store, check_text, repair, verify
+from monosemy.corpus import Corpus, Document, Place, TokenBatch, TokenPolicy, TokenStream
 from monosemy.corpus import open_corpus as open_texts
 from monosemy.corpus import tokens as tokens_module
 from monosemy.errors import UserError
+from monosemy.lm import LM
+from monosemy.training.feed import PoolFeed, TextFeed
 
 TOKENIZER, WITHOUT_BOS = tiny_tokenizer(), tiny_tokenizer(bos=False)
 TENSORS = ("tokens", "attention_mask", "counted", "document", "start", "end")
@@ -208,3 +213,137 @@ def test_a_checksum_changes_with_text_and_its_order() -> None:
         first.checksum() == TokenStream(first.corpus, TOKENIZER, part="all", seed=None).checksum()
     )
     assert len({stream.checksum() for stream in (first, other, edited)}) == 3
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recipe(lm: LM, corpus: Corpus) -> Recipe:
+    return Recipe(
+        model=lm.name,
+        hookpoints=("layers.1",),
+        context=32,
+        corpus=corpus.describe(),
+        tokens_at_once=256,
+    )
+
+
+@pytest.mark.parametrize("kind", [PoolFeed, TextFeed])
+def test_a_feed_goes_on_at_its_place_and_one_of_before_by_counting(
+    kind: Any, lm: LM, corpus: Corpus, recipe: Recipe
+) -> None:
+    options = {"size": 512, "batch": 128, "seed": 0} if kind is PoolFeed else {}
+
+    def feed(state: dict[str, Any] | None = None) -> Any:
+        state = copy.deepcopy(state)  # a pool goes on in the state's own tensors
+        return kind(lm, recipe.stream(lm, corpus, None), ["layers.1"], state=state, **options)
+
+    with sizes(32, 100):
+        whole = feed()
+        for _ in range(30):
+            next(whole)
+        state = copy.deepcopy(whole.state_dict())
+        before = {"taken": 30, **{k: v for k, v in state.items() if k != "place"}}
+        expected = [next(whole).activations["layers.1"] for _ in range(6)]
+        with tokenised() as given:
+            next(feed(state))
+        text = sum(len(document.text) for document in corpus.documents("train"))
+        assert state["place"]["epoch"] == 0 and sum(map(len, given)) < text / 2
+        for source in (feed(state), feed(before)):
+            for x in expected:
+                assert torch.equal(next(source).activations["layers.1"], x)
+
+
+# --- stores -----------------------------------------------------------------------------------
+
+
+def fill(
+    lm: LM, corpus: Corpus, recipe: Recipe, folder: Path, rows: int = 4096, tokens: int = 4096
+) -> Store:
+    with Harvest(lm, corpus, recipe, folder, tokens=tokens, shard_bytes=2**15) as harvest:
+        harvest.grow(rows)
+    return Store(folder)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    values = json.loads((folder / "manifest.json").read_text())
+    return {k: v for k, v in values.items() if k not in ("seconds", "written")}
+
+
+def forget_places(folder: Path) -> None:
+    """Make a store as it was before there were places."""
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["text"]
+    for shard in values["shards"]:
+        del shard["place"]
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+def test_a_store_grows_from_its_last_shards_place(
+    lm: LM, corpus: Corpus, recipe: Recipe, tmp_path: Path
+) -> None:
+    text = sum(len(document.text) for document in corpus.documents("train"))
+    with sizes(32, 100):
+        whole = fill(lm, corpus, recipe, tmp_path / "whole")
+        for name in ("s", "older"):
+            fill(lm, corpus, recipe, tmp_path / name, 3000)
+        forget_places(tmp_path / "older")
+        with tokenised() as given:
+            fill(lm, corpus, recipe, tmp_path / "s")
+        assert 0 < sum(map(len, given)) < 0.7 * text
+        older = fill(lm, corpus, recipe, tmp_path / "older")
+    assert manifest(tmp_path / "s") == manifest(tmp_path / "whole")
+    assert [s.sha256 for s in older.shards] == [s.sha256 for s in whole.shards]
+    assert older.shards[0].place is None
+    assert older.shards[-1].place == whole.shards[-1].place
+
+
+def test_a_shard_is_mended_from_the_place_before_it(
+    lm: LM, corpus: Corpus, recipe: Recipe, tmp_path: Path
+) -> None:
+    with sizes(32, 100):
+        whole = fill(lm, corpus, recipe, tmp_path / "s")
+        before = manifest(whole.folder)
+        for forget in (False, True):
+            if forget:
+                forget_places(whole.folder)
+            (whole.folder / whole.shards[3].name).unlink()
+            damages = [found for found in verify(whole.folder) if isinstance(found, Damage)]
+            with tokenised() as given:
+                assert list(repair(lm, corpus, whole.folder, damages)) == [
+                    f"{whole.shards[3].name}: made again"
+                ]
+            if not forget:
+                assert manifest(whole.folder) == before
+                little = sum(map(len, given))
+    assert 2 * little < sum(map(len, given))
+    assert Store(whole.folder).shards[3] == whole.shards[3]
+
+
+def test_looking_whether_text_is_the_stores_tokenises_little_of_it(
+    lm: LM, corpus: Corpus, recipe: Recipe, texts: list[str], tmp_path: Path
+) -> None:
+    store = fill(lm, corpus, recipe, tmp_path / "s", 1024)
+    other = open_texts([*texts[:-1], "another"], held_out=0.25)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens_module, "_BEGINNING", 1000)
+        store.text = store.recipe.stream(lm, corpus).checksum() if store.recipe else None
+        with tokenised() as given:
+            check_text(store, lm, corpus)
+    assert 1000 <= sum(map(len, given)) < 1500
+    for text in (Store(store.folder).text, None):
+        store.text = text
+        with pytest.raises(UserError, match="the text has changed"):
+            check_text(store, lm, other)
+
+
+def test_a_store_with_a_place_that_is_none_is_refused(
+    lm: LM, corpus: Corpus, recipe: Recipe, tmp_path: Path
+) -> None:
+    fill(lm, corpus, recipe, tmp_path / "s", 600)
+    values = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    values["shards"][0]["place"]["block"] = -1
+    (tmp_path / "s" / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="is no place in a text"):
+        Store(tmp_path / "s")
