@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from itertools import islice
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monosemy.activations import LiveActivations, Recipe
-from monosemy.activations import live as live_module
 from monosemy.activations.ahead import Ahead
-from monosemy.corpus import Corpus
+from monosemy.corpus import Corpus, Place
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.progress import Stages
@@ -81,12 +79,24 @@ def test_text_read_ahead_gives_the_same_activations(
     lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(model=lm.name, hookpoints=("layers.1",), context=32, corpus=corpus.describe())
-    plain = list(LiveActivations(lm, recipe.stream(lm, corpus), ["layers.1"], skip=1))
-    monkeypatch.setattr(live_module, "islice", lambda *a: Ahead(islice(*a)))
-    ahead = list(LiveActivations(lm, recipe.stream(lm, corpus), ["layers.1"], skip=1))
-    assert len(plain) == len(ahead) > 0
-    for one, other in zip(plain, ahead, strict=True):
-        assert torch.equal(one["layers.1"], other["layers.1"])
+    stream = recipe.stream(lm, corpus)
+    first = next(iter(stream)).place
+
+    def given() -> list[tuple[torch.Tensor, Place]]:
+        source = LiveActivations(lm, stream, ["layers.1"], place=first)
+        found = [(x["layers.1"], source.place) for x in source]
+        assert len(list(source)) == len(found)  # each iteration begins at the same place
+        return found
+
+    plain = given()
+    read = stream.read
+    monkeypatch.setattr(stream, "read", lambda place: Ahead(read(place)))
+    ahead = given()
+    assert len(plain) == len(ahead) > 1
+    for (one, place), (other, same_place) in zip(plain, ahead, strict=True):
+        assert torch.equal(one, other)
+        assert place == same_place
+    assert len({place for _, place in ahead}) == len(ahead)
 
 
 def test_stages_add_up_and_inner_ones_count_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -397,7 +397,7 @@ def test_truncation_and_padding_left_on_by_an_earlier_call_do_no_harm():
 def test_tokens_move_to_a_device_together():
     (batch,) = stream(TEXTS, rows=100)
     moved = batch.to("meta")
-    assert moved.documents == batch.documents
+    assert moved.documents == batch.documents and moved.place == batch.place
     for name in ("tokens", "attention_mask", "counted", "document", "start", "end"):
         assert getattr(moved, name).device.type == "meta"
     assert same(batch, batch.to("cpu"))

@@ -23,7 +23,7 @@ from monosemy.activations.store import (
     rows_per_shard,
     write_shard,
 )
-from monosemy.corpus import Corpus, TokenBatch
+from monosemy.corpus import Corpus, Place, TokenBatch, TokenStream
 from monosemy.device import fix_threads
 from monosemy.errors import UserError
 from monosemy.lm import LM
@@ -62,11 +62,15 @@ class Harvest:
     ) -> None:
         fix_threads()
         self.lm, self.corpus, self.recipe, self.tokens = lm, corpus, recipe, tokens
+        self._stream = recipe.stream(lm, corpus, None)
         widths = {name: lm.hookpoint(name).width for name in recipe.hookpoints}
         self._writer = StoreWriter(folder, widths, precision, recipe)
         self.store = self._writer.store
         try:
-            check_text(self.store, lm, corpus)
+            if self.store.shards:
+                check_text(self.store, lm, corpus)
+            else:
+                self.store.text = self._stream.checksum()
             check_disk(self.store, tokens)
         except BaseException:
             self._writer.close()
@@ -96,7 +100,8 @@ class Harvest:
         while len(self.store) < rows:
             first = self._writer.n_batches
             if self._text is None:
-                self._text = islice(self.recipe.stream(self.lm, self.corpus, None), first, None)
+                place = _begins(self.store, len(self.store.shards), self._stream)
+                self._text = self._stream.read(place)
             wanted = max(self.tokens, rows) - len(self.store)
             taken: list[TokenBatch] = []
             self._buffer.clear()
@@ -109,17 +114,16 @@ class Harvest:
 
 
 def check_text(store: Store, lm: LM, corpus: Corpus) -> None:
-    """Hold the beginning of the text against the tokens that are stored.
+    """Hold the beginning of the text against what the store was made from.
 
     Raises:
-        UserError: they differ: the text is not what the store was made from.
+        UserError: they differ.
     """
     if store.recipe is None or not len(store):
         return
-    batch = next(iter(store.recipe.stream(lm, corpus, None)))
-    asked = batch.tokens[batch.counted][: len(store)]
-    there = store.tokens(slice(0, len(asked)))
-    if there is None or not torch.equal(there, asked):
+    text = store.recipe.stream(lm, corpus, None)
+    same = _same_tokens(store, text) if store.text is None else store.text == text.checksum()
+    if not same:
         raise UserError(
             f"`{store.folder}` was made from other text than `{corpus.name}` holds now: "
             "the text has changed",
@@ -161,8 +165,10 @@ def repair(lm: LM, corpus: Corpus, folder: str | Path, damages: Sequence[Damage]
     with StoreWriter(folder, store.widths, store.precision, store.recipe, damaged=True) as writer:
         for damage in damages:
             shard = damage.shard
-            batches = list(islice(store.recipe.stream(lm, corpus, None), *shard.batches))
-            span, tokens, runs = _described(batches, shard.batches[0])
+            text = store.recipe.stream(lm, corpus, None)
+            first, last = shard.batches
+            batches = list(islice(text.read(_begins(store, damage.number, text)), last - first))
+            span, tokens, runs, place = _described(batches, first)
             if len(tokens) != shard.rows:
                 raise UserError(
                     f"the text gives {len(tokens)} tokens for `{shard.name}`, which had "
@@ -172,7 +178,7 @@ def repair(lm: LM, corpus: Corpus, folder: str | Path, damages: Sequence[Damage]
             buffer = _Buffer(len(tokens), store)
             for batch in batches:
                 buffer.add(lm, batch)
-            made = write_shard(store.folder, shard.name, buffer.packed(), span, tokens, runs)
+            made = write_shard(store.folder, shard.name, buffer.packed(), span, tokens, runs, place)
             writer.mend(damage.number, made)
             same = made.sha256 == shard.sha256
             yield f"{shard.name}: made again" + (
@@ -208,12 +214,28 @@ class _Buffer:
         return {name: x[: self.rows] for name, x in self._tensors.items()}
 
 
+def _begins(store: Store, number: int, text: TokenStream) -> Place:
+    """Return where a shard's text begins; stores of before there were places count batches."""
+    if number == 0:
+        return Place()
+    before = store.shards[number - 1]
+    return before.place or text.place_after(before.batches[1])
+
+
+def _same_tokens(store: Store, text: TokenStream) -> bool:
+    """Say whether a store, of before there were checksums, holds the first tokens of a text."""
+    batch = next(iter(text))
+    asked = batch.tokens[batch.counted][: len(store)]
+    there = store.tokens(slice(0, len(asked)))
+    return there is not None and torch.equal(there, asked)
+
+
 def _described(
     batches: Sequence[TokenBatch], first: int
-) -> tuple[tuple[int, int], Int[Tensor, " rows"], list[Run]]:
-    """Return where batches stand in the text, their counted tokens, and their documents."""
+) -> tuple[tuple[int, int], Int[Tensor, " rows"], list[Run], Place]:
+    """Return where batches stand in the text, their counted tokens, documents, and what follows."""
     tokens = torch.cat([batch.tokens[batch.counted] for batch in batches])
-    return (first, first + len(batches)), tokens, _runs(batches)
+    return (first, first + len(batches)), tokens, _runs(batches), batches[-1].place
 
 
 def _runs(batches: Sequence[TokenBatch]) -> list[Run]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monosemy.activations.ahead import Ahead
-from monosemy.corpus import TokenBatch, TokenStream
+from monosemy.corpus import Place, TokenBatch, TokenStream
 from monosemy.device import has_fast_bf16
 from monosemy.errors import UserError
 from monosemy.lm import LM
@@ -23,9 +22,9 @@ Activations = dict[str, Tensor]
 class LiveActivations:
     """Iterate over the counted tokens' activations, one batch of text at a time.
 
-    One forward pass, which stops after the last hook point, serves all hook points. The first
-    `skip` batches of text are read but not run. `autocast` as for `counted_activations`; `stages`
-    counts the time of text and model. On a GPU text is read in a thread of its own.
+    One forward pass, which stops after the last hook point, serves all hook points. Each
+    iteration reads text from the same `place` on. `autocast` as for `counted_activations`;
+    `stages` counts the time of text and model. On a GPU text is read in a thread of its own.
     """
 
     def __init__(
@@ -34,15 +33,17 @@ class LiveActivations:
         stream: TokenStream,
         hookpoints: Sequence[str],
         *,
-        skip: int = 0,
+        place: Place | None = None,
         autocast: bool = False,
         stages: Stages | None = None,
     ) -> None:
-        self.lm, self.stream, self.hookpoints, self.skip = lm, stream, list(hookpoints), skip
+        self.lm, self.stream, self.hookpoints = lm, stream, list(hookpoints)
+        self._begins = self.place = place or Place()
+        """Where the text goes on after the last activations given."""
         self.autocast, self.stages = autocast, stages or Stages()
 
     def __iter__(self) -> Iterator[Activations]:
-        text = islice(self.stream, self.skip, None)
+        text = self.stream.read(self._begins)
         if self.lm.device.type == "cpu":  # reading would take the model's cores
             yield from self._run(text)
             return
@@ -60,6 +61,7 @@ class LiveActivations:
                 return
             with self.stages("model"):
                 values = counted_activations(self.lm, batch, self.hookpoints, self.autocast)
+            self.place = batch.place
             yield values
 
 

@@ -42,6 +42,7 @@ from monosemy.artefact import (
     sha256,
     write_text,
 )
+from monosemy.corpus import Place
 from monosemy.errors import UserError
 
 KIND = "activation store"
@@ -62,6 +63,8 @@ class Shard:
     """The batches of text it was made from, first and after the last."""
     bytes: int
     sha256: str
+    place: Place | None = None
+    """Where the text goes on after it; None where that was not kept, and of arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,9 @@ class Store:
                 of another size than the manifest says.
         """
         self.folder = Path(folder)
-        self.recipe, self.widths, self.precision, self.shards = _read_manifest(self.folder)
+        manifest = _read_manifest(self.folder)
+        self.recipe, self.widths, self.precision, self.shards, self.text = manifest
+        """`text`: the text's `TokenStream.checksum`; None where not kept, and of arrays."""
         for shard in () if damaged else self.shards:
             _check_there(self.folder, shard)
         self._open: dict[int, dict[str, Tensor]] = {}
@@ -271,7 +276,7 @@ class StoreWriter:
     ) -> None:
         if not (self.folder / MANIFEST).is_file():
             self.seconds = 0.0
-            self._write_manifest(widths, precision or "bf16", recipe, [])
+            self._write_manifest(widths, precision or "bf16", recipe, [], None)
         self.store = Store(self.folder, damaged=damaged)
         self.seconds = float(load_manifest(self.folder, KIND).get("seconds", 0.0))
         there = self.store.recipe
@@ -315,6 +320,7 @@ class StoreWriter:
         batches: tuple[int, int] = (0, 0),
         tokens: Int[Tensor, " rows"] | None = None,
         runs: Sequence[Run] = (),
+        place: Place | None = None,
     ) -> Shard:
         """Write one shard, whole or not at all.
 
@@ -323,6 +329,7 @@ class StoreWriter:
             batches: the batches of text they come from, first and after the last.
             tokens: their tokens.
             runs: which documents they come from.
+            place: where the text goes on after them.
 
         Raises:
             UserError: the disk refuses; what was written before stays.
@@ -334,6 +341,7 @@ class StoreWriter:
             batches,
             tokens,
             runs,
+            place,
         )
         self.store.add(shard)
         self._keep()
@@ -348,7 +356,7 @@ class StoreWriter:
         now = time.monotonic()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         s = self.store
-        self._write_manifest(s.widths, s.precision, s.recipe, s.shards)
+        self._write_manifest(s.widths, s.precision, s.recipe, s.shards, s.text)
 
     def _write_manifest(
         self,
@@ -356,6 +364,7 @@ class StoreWriter:
         precision: Precision,
         recipe: Recipe | None,
         shards: Sequence[Shard],
+        text: int | None,
     ) -> None:
         fields = {
             "kind": KIND,
@@ -364,6 +373,7 @@ class StoreWriter:
             "widths": widths,
             "rows": sum(shard.rows for shard in shards),
             "recipe": recipe.to_dict() if recipe else None,
+            "text": text,
             "seconds": round(self.seconds, 1),
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "shards": [asdict(shard) for shard in shards],
@@ -391,6 +401,7 @@ def write_shard(
     batches: tuple[int, int],
     tokens: Int[Tensor, " rows"] | None,
     runs: Sequence[Run],
+    place: Place | None = None,
 ) -> Shard:
     """Write a shard's file, whole or not at all.
 
@@ -412,6 +423,7 @@ def write_shard(
             batches=batches,
             bytes=draft.stat().st_size,
             sha256=sha256(draft),
+            place=place,
         )
         draft.replace(folder / name)
     except (OSError, SafetensorError) as error:
@@ -458,14 +470,15 @@ def verify(folder: str | Path) -> Iterator[Damage | Shard]:
 
 def _read_manifest(
     folder: Path,
-) -> tuple[Recipe | None, dict[str, int], Precision, list[Shard]]:
+) -> tuple[Recipe | None, dict[str, int], Precision, list[Shard], int | None]:
     manifest: dict[str, Any] = load_manifest(folder, KIND)
     try:
         recipe = Recipe.from_dict(manifest["recipe"]) if manifest["recipe"] else None
         shards = [_shard(values) for values in manifest["shards"]]
         if any("/" in s.name or os.sep in s.name or s.name.startswith(".") for s in shards):
             raise ValueError("a shard's name leads out of the folder")
-        return recipe, dict(manifest["widths"]), check_precision(manifest["precision"]), shards
+        widths, precision = dict(manifest["widths"]), check_precision(manifest["precision"])
+        return recipe, widths, precision, shards, manifest.get("text")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"`{folder / MANIFEST}` cannot be read: {error}",
@@ -475,7 +488,8 @@ def _read_manifest(
 
 def _shard(values: Mapping[str, Any]) -> Shard:
     first, last = values["batches"]
-    return Shard(**{**values, "batches": (first, last)})
+    place = Place.from_dict(values["place"]) if values.get("place") else None
+    return Shard(**{**values, "batches": (first, last), "place": place})
 
 
 def _read_through(path: Path) -> None:

@@ -3,6 +3,7 @@
 from monosemy.corpus.corpus import Corpus, Part, open_corpus
 from monosemy.corpus.document import HELD_OUT_SHARE, Document
 from monosemy.corpus.pairs import Pair, read_pairs
+from monosemy.corpus.place import Place
 from monosemy.corpus.policy import TokenPolicy
 from monosemy.corpus.tokens import TokenBatch, TokenStream
 
@@ -12,6 +13,7 @@ __all__ = [
     "Document",
     "Pair",
     "Part",
+    "Place",
     "TokenBatch",
     "TokenPolicy",
     "TokenStream",

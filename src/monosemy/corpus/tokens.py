@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monosemy.corpus.corpus import Corpus, Part
 from monosemy.corpus.document import Document
+from monosemy.corpus.place import Place
 from monosemy.corpus.policy import TokenPolicy
 from monosemy.errors import UserError
 
@@ -26,6 +28,9 @@ _GROUP = 2**18
 # long document fills hundreds of rows in succession.
 _SHUFFLED = 4096
 
+# Characters at the beginning that are looked at to tell one text from another.
+_BEGINNING = 2**16
+
 # Tokens on their way to a batch are the columns of a table with these rows.
 _TOKEN, _DOCUMENT, _START, _END = range(4)
 # Instead of a document's number, where a token comes from none.
@@ -33,6 +38,8 @@ _INSERTED, _PADDING = -1, -2
 
 Table = Int64[np.ndarray, "4 tokens"]
 Row = Int64[np.ndarray, "4 context"]
+Placed = tuple[Table, Place]
+"""Some tokens, and the place after them."""
 
 
 @dataclass(slots=True)
@@ -52,6 +59,8 @@ class TokenBatch:
     """The character after its last; -1 where `document` is."""
     documents: list[Document]
     """The documents this batch touches, in the order of the stream."""
+    place: Place
+    """Where the stream goes on after this batch."""
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """Return the batch with its tensors on a device."""
@@ -63,11 +72,14 @@ class TokenBatch:
             start=self.start.to(device),
             end=self.end.to(device),
             documents=self.documents,
+            place=self.place,
         )
 
 
 class TokenStream:
     """Batches of tokens from one part of a corpus; each iteration starts anew and is the same.
+
+    `read` goes on from any batch's place.
 
     Packed, documents follow one another, an EOS between them (BOS where there is no EOS, nothing
     where there is neither), cut into rows of `context` tokens; what does not fill a last row is
@@ -135,21 +147,55 @@ class TokenStream:
         self._check()
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        """Yield batches.
+        """Yield batches from the beginning; see `read`."""
+        return self.read()
+
+    def read(self, place: Place | None = None) -> Iterator[TokenBatch]:
+        """Yield batches from a place on, bit for bit those that followed there.
+
+        Documents before are read again, but only those of the place's block of rows are tokenised.
+
+        Args:
+            place: of the batch after which to go on; None: the beginning.
 
         Raises:
-            UserError: the part of the corpus is empty, or a document cannot be read.
+            UserError: the part of the corpus is empty, a document cannot be read, or the one at the
+                place is another than it was.
         """
+        here = place or Place()
         numbered: dict[int, Document] = {}
-        rows = self._rows(self._tables(numbered))
+        rows = self._rows(numbered, here)
+        at_once = self.rows if self.seed is None else self.rows * max(_SHUFFLED // self.rows, 1)
         rng = None if self.seed is None else np.random.default_rng(self.seed)
-        at_once = self.rows if rng is None else self.rows * max(_SHUFFLED // self.rows, 1)
-        while block := list(itertools.islice(rows, at_once)):
+        if rng is not None:
+            for _ in range(here.block):  # those before were whole, and drew as much
+                rng.permutation(at_once)
+        while placed := list(itertools.islice(rows, at_once)):
+            block, after = [row for row, _ in placed], replace(placed[-1][1], block=here.block + 1)
             _forget(numbered, block)
             if rng is not None:
                 block = [block[i] for i in rng.permutation(len(block))]
-            for start in range(0, len(block), self.rows):
-                yield self._batch(np.stack(block[start : start + self.rows], axis=1), numbered)
+            for first in range(here.batch * self.rows, len(block), self.rows):
+                last = first + self.rows
+                following = after if last >= len(block) else replace(here, batch=last // self.rows)
+                yield self._batch(np.stack(block[first:last], axis=1), numbered, following)
+            here = after
+
+    def place_after(self, batches: int) -> Place:
+        """Return the place after the first batches: found by reading them, so not at once."""
+        place = Place()
+        for batch in itertools.islice(self, batches):
+            place = batch.place
+        return place
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of the first documents' tokens, by which other text is noticed.
+
+        Raises:
+            UserError: as `read`.
+        """
+        first = next(_grouped(self._documents(0), _BEGINNING))
+        return _checksum(np.concatenate(list(self._tokenise(first)), axis=1))
 
     def _check(self) -> None:
         if self._body < 1:
@@ -161,23 +207,43 @@ class TokenStream:
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"epochs is {self.epochs}", "allowed: 1 and above, or None for ever")
 
-    def _tables(self, numbered: dict[int, Document]) -> Iterator[Table]:
-        """Yield the tokens of each document, numbered through all epochs, and note the numbers."""
+    def _documents(self, epoch: int) -> Iterator[Document]:
+        seed = None if self.seed is None else (self.seed << 32) + epoch
+        return self.corpus.documents(self.part, seed=seed)
+
+    def _tables(self, numbered: dict[int, Document], place: Place) -> Iterator[Placed]:
+        """Yield the tokens of each document, from the one on in which a place's block begins.
+
+        Documents are numbered through all epochs; the numbers are noted.
+        """
         number = 0
-        for epoch in itertools.count() if self.epochs is None else range(self.epochs):
-            first = number
-            seed = None if self.seed is None else (self.seed << 32) + epoch
-            for documents in _grouped(self.corpus.documents(self.part, seed=seed)):
-                for document, table in zip(documents, self._tokenise(documents), strict=True):
-                    if table.shape[1]:
-                        table[_DOCUMENT] = number
-                        numbered[number] = document
-                        number += 1
-                        yield table
+        epochs = itertools.count() if self.epochs is None else range(self.epochs)
+        for epoch in itertools.islice(epochs, place.epoch, None):
+            first, before = number, place.document if epoch == place.epoch else 0
+            for document, table, after in self._tokenised(epoch, before):
+                if table.shape[1]:
+                    table[_DOCUMENT] = number
+                    numbered[number] = document
+                    number += 1
+                    yield table, after
             if number == first:
-                raise UserError(
-                    f"the tokenizer finds no token in the {self.part} part of {self.corpus.name}"
-                )
+                raise self._changed() if before else self._no_token()
+
+    def _after(self, place: Place, tables: Iterator[Placed]) -> Iterator[Placed]:
+        """Leave out of the first document's tokens those before a place's block."""
+        table, after = next(tables, (None, place))
+        if table is None or after.checksum != place.checksum:
+            raise self._changed()
+        yield table[:, place.token :], after
+        yield from tables
+
+    def _tokenised(self, epoch: int, before: int) -> Iterator[tuple[Document, Table, Place]]:
+        """Yield documents of an epoch, but for the first ones, their tokens and the place after."""
+        index = itertools.count(before)
+        for group in _grouped(itertools.islice(self._documents(epoch), before, None), _GROUP):
+            for document, table in zip(group, self._tokenise(group), strict=True):
+                place = Place(epoch, next(index), table.shape[1], checksum=_checksum(table))
+                yield document, table, place
 
     def _tokenise(self, documents: list[Document]) -> Iterator[Table]:
         """Yield the tokens and spans of each document, without special tokens.
@@ -197,21 +263,24 @@ class TokenStream:
             table[_START:] = np.fromiter(spans, np.int64, 2 * len(encoding)).reshape(-1, 2).T
             yield table
 
-    def _rows(self, tables: Iterator[Table]) -> Iterator[Row]:
-        """Yield rows of `context` tokens."""
+    def _rows(self, numbered: dict[int, Document], place: Place) -> Iterator[Placed]:
+        """Yield rows of `context` tokens, from a place's block on, and the place after each."""
+        tables = self._tables(numbered, place)
+        if place.block:
+            tables = self._after(place, tables)
         if self.packed:
-            bodies = _cut(self._separated(tables), self._body)
+            bodies = _cut(self._separated(tables), self._body, nothing_yet=not place.block)
         else:
-            bodies = (table[:, : self._body] for table in tables)
-        for body in bodies:
-            yield self._complete(body)
+            bodies = ((table[:, : self._body], end) for table, end in tables if table.shape[1])
+        for body, end in bodies:
+            yield self._complete(body), end
 
-    def _separated(self, tables: Iterator[Table]) -> Iterator[Table]:
+    def _separated(self, tables: Iterator[Placed]) -> Iterator[Placed]:
         """Put EOS, else BOS, else nothing between documents."""
-        for number, table in enumerate(tables):
+        for number, (table, end) in enumerate(tables):
             if number and self._separator is not None:
-                yield _repeated(self._separator, _INSERTED, 1)
-            yield table
+                yield _repeated(self._separator, _INSERTED, 1), replace(end, token=0)
+            yield table, end
 
     def _complete(self, body: Table) -> Row:
         """Put BOS before the tokens of a row and padding where the tokenizer puts it."""
@@ -222,7 +291,10 @@ class TokenStream:
         return np.concatenate(parts, axis=1)
 
     def _batch(
-        self, table: Int64[np.ndarray, "4 batch context"], numbered: dict[int, Document]
+        self,
+        table: Int64[np.ndarray, "4 batch context"],
+        numbered: dict[int, Document],
+        place: Place,
     ) -> TokenBatch:
         """Make a batch, with its own numbering of documents."""
         origin = table[_DOCUMENT]
@@ -244,6 +316,19 @@ class TokenStream:
             start=torch.from_numpy(table[_START]),
             end=torch.from_numpy(table[_END]),
             documents=documents,
+            place=place,
+        )
+
+    def _no_token(self) -> UserError:
+        return UserError(
+            f"the tokenizer finds no token in the {self.part} part of {self.corpus.name}"
+        )
+
+    def _changed(self) -> UserError:
+        return UserError(
+            f"the {self.part} part of {self.corpus.name} cannot be gone on with: it has changed "
+            "since, or the tokenizer has",
+            "give the text as it was, or begin anew",
         )
 
 
@@ -270,36 +355,41 @@ def _forget(numbered: dict[int, Document], rows: list[Row]) -> None:
             del numbered[number]
 
 
-def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Gather documents to be tokenised together."""
+def _grouped(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
+    """Gather documents to be tokenised together, up to so many characters."""
     group: list[Document] = []
     size = 0
     for document in documents:
         group.append(document)
         size += len(document.text)
-        if size >= _GROUP:
+        if size >= characters:
             yield group
             group, size = [], 0
     if group:
         yield group
 
 
-def _cut(tables: Iterable[Table], length: int) -> Iterator[Table]:
+def _cut(tables: Iterable[Placed], length: int, nothing_yet: bool) -> Iterator[Placed]:
     """Join tables and cut them to a length; the rest at the end counts only if it is all."""
     waiting: list[Table] = []
     size = 0
-    nothing_yet = True
-    for table in tables:
+    end = Place()
+    for table, end in tables:
         waiting.append(table)
         size += table.shape[1]
         if size < length:
             continue
         joined = np.concatenate(waiting, axis=1)
         whole = size - size % length
-        yield from (joined[:, i : i + length] for i in range(0, whole, length))
+        for last in range(length, whole + 1, length):  # all of them end in this last table
+            yield joined[:, last - length : last], replace(end, token=end.token - (size - last))
         waiting, size, nothing_yet = [joined[:, whole:]], size - whole, False
     if size and nothing_yet:
-        yield np.concatenate(waiting, axis=1)
+        yield np.concatenate(waiting, axis=1), end
+
+
+def _checksum(table: Table) -> int:
+    return zlib.crc32(table[_TOKEN].tobytes())
 
 
 def _repeated(token: int, origin: int, count: int) -> Table:

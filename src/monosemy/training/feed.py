@@ -20,7 +20,7 @@ from monosemy.activations import (
     Store,
     counted_activations,
 )
-from monosemy.corpus import TokenBatch, TokenStream
+from monosemy.corpus import Place, TokenBatch, TokenStream
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.progress import Stages
@@ -63,9 +63,11 @@ class PoolFeed:
         stages: Stages | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        taken = state["taken"] if state else 0
-        source = LiveActivations(lm, text, hookpoints, skip=taken, autocast=autocast, stages=stages)
-        self.pool = ShufflePool(source, size=size, batch_size=batch, seed=seed)
+        place = _place(text, state)
+        self._source = LiveActivations(
+            lm, text, hookpoints, place=place, autocast=autocast, stages=stages
+        )
+        self.pool = ShufflePool(self._source, size=size, batch_size=batch, seed=seed)
         if state:
             rows = {name: x.to(lm.device) for name, x in state["rows"].items()}
             waiting = {name: x.to(lm.device) for name, x in state["waiting"].items()}
@@ -81,7 +83,7 @@ class PoolFeed:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pool and the place in the text."""
-        return self.pool.state_dict()
+        return {**self.pool.state_dict(), "place": self._source.place.to_dict()}
 
 
 class StoreFeed:
@@ -153,11 +155,16 @@ class TextFeed:
     """Activations in the order of the text, with the text: for losses that ask the model."""
 
     def __init__(
-        self, lm: LM, text: TokenStream, hookpoints: Sequence[str], *, taken: int = 0
+        self,
+        lm: LM,
+        text: TokenStream,
+        hookpoints: Sequence[str],
+        *,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
-        self.lm, self.hookpoints, self.taken = lm, list(hookpoints), taken
+        self.lm, self.hookpoints, self.place = lm, list(hookpoints), _place(text, state)
         self._text = text
-        self._batches: Iterator[TokenBatch] = islice(iter(text), taken, None)
+        self._batches = text.read(self.place)
 
     def sample(self, tokens: int) -> Activations:
         """Return the activations of the first batches of text."""
@@ -168,12 +175,19 @@ class TextFeed:
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        self.taken += 1
+        self.place = batch.place
         return Batch(counted_activations(self.lm, batch, self.hookpoints), batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the text."""
-        return {"taken": self.taken}
+        return {"place": self.place.to_dict()}
+
+
+def _place(text: TokenStream, state: Mapping[str, Any] | None) -> Place:
+    """Return where a feed goes on; states of before there were places count batches."""
+    if not state:
+        return Place()
+    return Place.from_dict(state["place"]) if "place" in state else text.place_after(state["taken"])
 
 
 class ModelJudge:

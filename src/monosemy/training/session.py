@@ -176,7 +176,7 @@ class Session:
         )
         if c.objective != "mse":
             text = replace(recipe, tokens_at_once=c.batch).stream(self.lm, self.corpus, None)
-            return TextFeed(self.lm, text, points, taken=state["taken"] if state else 0)
+            return TextFeed(self.lm, text, points, state=state)
         if c.store is not None:
             store, grow = self._store(Path(c.store), recipe)
             return StoreFeed(
