@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monosemy.activations import LiveActivations, Recipe
+from monosemy.activations import LiveActivations, Recipe, counted_activations
 from monosemy.activations.ahead import Ahead
-from monosemy.corpus import Corpus, Place
+from monosemy.corpus import Corpus, Place, TokenStream
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.progress import Stages
@@ -114,3 +115,41 @@ def test_stages_add_up_and_inner_ones_count_once(monkeypatch: pytest.MonkeyPatch
     assert stages.told() == (
         "10.0 s: model 50%, training 30%, text 20%; most of the time the others wait for: model"
     )
+
+
+@pytest.mark.parametrize("room", [1, 3, 100])
+def test_passes_shrink_to_what_the_memory_holds(
+    room: int, lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = TokenStream(corpus, lm.tokenizer, context=32, rows=16)
+    batch = next(iter(stream))
+    whole = counted_activations(lm, batch, ["layers.0", "layers.1"])
+    capture, sizes = lm.capture, []
+
+    def small(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        sizes.append(len(tokens))
+        if len(tokens) > room:
+            raise torch.OutOfMemoryError("no room")
+        return capture(tokens, *args, **kwargs)
+
+    monkeypatch.setattr(lm, "capture", small)
+    monkeypatch.setattr(lm, "rows_at_once", None)
+    for _ in range(2):
+        found = counted_activations(lm, batch, ["layers.0", "layers.1"])
+        for name, x in whole.items():
+            torch.testing.assert_close(found[name], x)
+    refused = sum(size > room for size in sizes)
+    assert refused == {1: 4, 3: 3, 100: 0}[room]  # 16, 8, 4, 2 rows: never tried again
+
+
+def test_no_room_for_one_row_is_said(
+    lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(lm, "capture", none)
+    monkeypatch.setattr(lm, "rows_at_once", None)
+    batch = next(iter(TokenStream(corpus, lm.tokenizer, context=32, rows=4)))
+    with pytest.raises(UserError, match="too little memory for one row of 32 tokens"):
+        counted_activations(lm, batch, ["layers.1"])

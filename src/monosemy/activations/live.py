@@ -81,12 +81,37 @@ def counted_activations(
         UserError: some are NaN or infinite; names the documents they came from.
     """
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=autocast):
-        captured = lm.capture(batch.tokens, hookpoints, attention_mask=batch.attention_mask)
+        captured = _capture(lm, batch, hookpoints)
     counted = batch.counted.to(lm.device)
     values = {name: x[counted].float() for name, x in captured.items()}
     for name, x in values.items():
         _check_finite(x, name, batch)
     return values
+
+
+def _capture(lm: LM, batch: TokenBatch, hookpoints: Sequence[str]) -> Activations:
+    """Return activations of all rows, in passes of as many as the device's memory holds.
+
+    Raises:
+        UserError: it does not hold a pass of one row.
+    """
+    while True:
+        rows = min(lm.rows_at_once or len(batch.tokens), len(batch.tokens))
+        parts = zip(batch.tokens.split(rows), batch.attention_mask.split(rows), strict=True)
+        try:
+            passes = [lm.capture(t, hookpoints, attention_mask=mask) for t, mask in parts]
+        except torch.OutOfMemoryError as error:
+            if rows == 1:
+                raise UserError(
+                    f"{lm.device} has too little memory for one row of {batch.tokens.shape[1]} "
+                    f"tokens through {lm.name}",
+                    "choose a smaller context, or load the model in bf16",
+                ) from error
+            lm.rows_at_once = rows // 2
+            continue
+        if len(passes) == 1:
+            return passes[0]
+        return {name: torch.cat([p[name] for p in passes]) for name in passes[0]}
 
 
 def can_autocast(lm: LM) -> bool:

@@ -97,6 +97,8 @@ class LM:
         self._layout = find_layout(self.model, self._core)
         self._editor = Editor(self.model, self._core)
         self._widths: dict[str, int] = {}
+        self.rows_at_once: int | None = None
+        """Rows of text that the device's memory holds in one pass; None: more were never asked."""
 
     def __repr__(self) -> str:
         return f"LM({self.name!r}, {self.n_layers} layers, width {self._layout.width})"
