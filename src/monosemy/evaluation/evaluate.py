@@ -83,13 +83,15 @@ def evaluate(
         seed: of the untrained dictionary and the bootstrap.
 
     Raises:
-        UserError: the dictionary does not fit the model, there is no held-out text, or a
-            transcoder's input comes after its target.
+        UserError: the dictionary does not fit the model, the model was loaded in part, there is
+            no held-out text, or a transcoder's input comes after its target.
     """
     corpus = open_dictionary_corpus(dictionary, data)
     lm = lm or getattr(dictionary, "lm", None)
     dictionary = getattr(dictionary, "dictionary", dictionary)
     lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
+    if lm.is_causal:
+        lm.require_whole("the effect on the loss cannot be measured")
     attach(dictionary, lm)
     stream = dictionary.provenance.stream
     fit = LiveActivations(
