@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +24,13 @@ from tiny_models import (
 )
 from transformers import PreTrainedModel
 
+from monosemy.cli.main import main
+from monosemy.coders import Dictionary
+from monosemy.corpus import Corpus
 from monosemy.errors import UserError
+from monosemy.evaluation import evaluate
 from monosemy.lm import LM, empty_model
+from monosemy.training import train
 
 
 @pytest.fixture(params=TINY, scope="module")
@@ -282,3 +289,108 @@ def test_a_model_without_weights_says_so(tmp_path: Path) -> None:
     assert empty.hookpoint("layers.1.mlp").width == WIDTH
     with pytest.raises(UserError, match="takes weights to be run"):
         empty.hookpoint("layers.1.mlp.gate")
+
+
+# --- who uses it ----------------------------------------------------------------------------
+
+SMALL = {"width": 64, "k": 6, "tokens": 2048, "batch": 512, "pool": 2048, "context": 32}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for number, document in enumerate(texts):
+        (folder / f"{number}.py").write_text(document)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, text: Path) -> Path:
+    """A run of the command line, at the default hook point. Do not change it."""
+    out = tmp_path_factory.mktemp("runs") / "part"
+    options = [f"--{name}={value}" for name, value in SMALL.items()]
+    where = [f"--model={checkpoint}", f"--data={text}", "--device=cpu", f"--out={out}"]
+    main(["train", *where, *options])
+    return out
+
+
+def test_a_store_made_from_a_part_is_that_of_the_whole(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = ["--model", str(checkpoint), "--data", str(text), "--hookpoint", "layers.0", "layers.1"]
+    build += ["--tokens", "2000", "--context", "32", "--device", "cpu"]
+    main(["store", "build", str(tmp_path / "part"), *build])
+    monkeypatch.setattr(
+        "monosemy.cli.store.LM", lambda model, upto, **settings: LM(model, **settings)
+    )
+    main(["store", "build", str(tmp_path / "whole"), *build])
+    manifests = []
+    for folder in ("part", "whole"):
+        manifest = json.loads((tmp_path / folder / "manifest.json").read_text())
+        manifests.append({k: v for k, v in manifest.items() if k not in ("seconds", "written")})
+    assert manifests[0] == manifests[1]  # the checksums of the shards among it
+
+
+def test_a_dictionary_trained_on_a_part_is_that_of_the_whole(
+    trained: Path, checkpoint: Path, text: Path
+) -> None:
+    whole = train(LM(checkpoint, device="cpu"), text, **SMALL).dictionary
+    part = Dictionary.from_pretrained(trained)
+    assert part.hookpoint == whole.hookpoint == "layers.1"
+    ours, theirs = (d.provenance.to_dict() for d in (part, whole))
+    assert {**ours, "training": {}} == {**theirs, "training": {}}
+    for name, weight in whole.coder.state_dict().items():
+        assert torch.equal(part.coder.state_dict()[name], weight), name
+    mine, other = part.fingerprint, whole.fingerprint
+    assert mine is not None and other is not None and mine.expected == other.expected
+    assert torch.equal(mine.tokens, other.tokens)
+    assert torch.equal(mine.strongest, other.strongest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loaded"),
+    [
+        (["stats", "MODEL", "--hookpoint", "layers.0", "--tokens", "500"], "up to layers.0"),
+        (["stats", "MODEL", "--tokens", "500"], "up to layers.2"),
+        (["train", "--model", "MODEL", "--dry-run"], "up to layers.1"),
+        (["train", "--model", "MODEL", "--dry-run", "--target", "layers.2"], "up to layers.2"),
+        (["train", "--model", "MODEL", "--dry-run", "--objective", "kl"], "3 layers, width"),
+        (["train", "--model", "MODEL", "--dry-run", "--samples"], "3 layers, width"),
+    ],
+)
+def test_commands_load_no_more_than_they_need(
+    checkpoint: Path,
+    text: Path,
+    arguments: list[str],
+    loaded: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(checkpoint) if word == "MODEL" else word for word in arguments]
+    main([*words, "--data", str(text), "--context", "32", "--device", "cpu"])
+    assert loaded in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_goes_on_with_as_much_of_the_model(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    seen: list[str | None] = []
+
+    class Seen(LM):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            seen.append(self.upto)
+
+    monkeypatch.setattr("monosemy.training.run.LM", Seen)
+    main(["resume", str(tmp_path / "run"), "--extend", "3072"])
+    assert seen == ["layers.1"]
+
+
+def test_losses_of_the_model_take_all_of_it(
+    trained: Path, checkpoint: Path, corpus: Corpus
+) -> None:
+    part = LM(checkpoint, device="cpu", upto="layers.1")
+    with pytest.raises(UserError, match="objective is `kl`: this model was loaded up to"):
+        train(part, corpus, "layers.1", objective="kl", **SMALL)
+    with pytest.raises(UserError, match="the effect on the loss cannot be measured"):
+        evaluate(Dictionary.from_pretrained(trained), part, corpus)
