@@ -11,12 +11,14 @@ import pytest
 import torch
 import transformers
 from tiny_models import (
+    BATCH,
     LAYERS,
+    TIME,
     TINY,
     TINY_CAUSAL,
-    VOCABULARY,
     WIDTH,
     decoder_settings,
+    inputs_for,
     tiny_gpt2,
     tiny_llama,
     tiny_model,
@@ -30,7 +32,6 @@ from monosemy.errors import UserError
 from monosemy.lm import LM, load
 from monosemy.lm.unembedding import measure_norm
 
-BATCH, TIME = 2, 7
 SHARED = ("lm", "causal", "llama")
 
 
@@ -64,13 +65,6 @@ def hook_count(lm: LM) -> int:
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     ]
     return sum(not hook.__module__.startswith("transformers") for hook in hooks)
-
-
-def inputs_for(lm: LM, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    if lm.config.model_type == "vit":
-        return {"pixel_values": torch.randn(BATCH, 3, 16, 16, generator=generator)}
-    return {"input_ids": torch.randint(1, VOCABULARY, (BATCH, TIME), generator=generator)}
 
 
 @torch.no_grad()

@@ -16,8 +16,7 @@ from monosemy.cli.main import main
 from monosemy.coders import make_coder
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
-from monosemy.lm import LM
-from monosemy.lm.load import empty_model
+from monosemy.lm import LM, empty_model
 from monosemy.training.costs import (
     Job,
     Rates,
@@ -57,13 +56,23 @@ def large(config_file: Path) -> LM:
 
 
 def test_a_model_is_counted_without_its_weights(large: LM) -> None:
-    size = model_size(large, "layers.40", 2)
+    size = model_size(large, large.hookpoint("layers.40"), 2)
     assert size.parameters == 70_553_706_496
     assert size.bytes == 2 * size.parameters
     assert (size.layers, size.all_layers, size.d) == (41, 80, 8192)
     # All but the embedding, which is looked up, works on every token.
     assert size.all_parameters == pytest.approx(size.parameters - 128256 * 8192, rel=1e-6)
     assert size.block_parameters == pytest.approx(41 / 80 * 68_452_876_288, rel=1e-3)
+
+
+def test_memory_is_that_of_what_is_held(large: LM) -> None:
+    size = model_size(large, large.hookpoint("layers.40"), 2)
+    block, head = 855_654_400, 128256 * 8192
+    # Harvesting holds 41 of 80 blocks and no head; what is measured in nats takes all.
+    held = size.parameters - 39 * block - head
+    harvest, _, evaluation, features = phases(size, machine_named("h100x8"), JOB)
+    assert harvest.parts["model"] == 2 * held
+    assert evaluation.parts["model"] == features.parts["model"] == 2 * size.parameters
 
 
 def test_of_experts_those_that_are_chosen_count() -> None:
@@ -77,13 +86,14 @@ def test_of_experts_those_that_are_chosen_count() -> None:
         num_experts_per_tok=2,
         vocab_size=100,
     )
-    size = model_size(LM(MixtralForCausalLM(config).eval()), "layers.1")
+    lm = LM(MixtralForCausalLM(config).eval())
+    size = model_size(lm, lm.hookpoint("layers.1"))
     experts = 2 * 8 * 3 * 32 * 64
     assert size.parameters - 2 * 100 * 32 - 32 - size.block_parameters == experts * 6 // 8
 
 
 def test_sixteen_million_features_on_70b_have_an_answer(large: LM) -> None:
-    size, machine = model_size(large, "layers.40", 2), machine_named("h100x8")
+    size, machine = model_size(large, large.hookpoint("layers.40"), 2), machine_named("h100x8")
     harvest, training, *_ = phases(size, machine, JOB)
     assert training.parts["weights, gradients, Adam"] == 16 * 2 * 8192 * 16_000_000
     assert harvest.disk == 10**9 * (8192 * 2 + 4)
@@ -101,7 +111,7 @@ def test_sixteen_million_features_on_70b_have_an_answer(large: LM) -> None:
 def test_the_largest_width_fits_and_the_next_does_not(
     large: LM, name: str, k: int, pool: int
 ) -> None:
-    size, machine = model_size(large, "layers.40", 2), machine_named(name)
+    size, machine = model_size(large, large.hookpoint("layers.40"), 2), machine_named(name)
     job = replace(JOB, k=k, pool=pool)
     width = largest_width(machine, size, job)
 
@@ -121,7 +131,7 @@ def test_what_a_member_holds_is_what_is_said(lm: LM) -> None:
         for p in coder.parameters()
     )
     job = Job(width=2048, k=8, tokens=10**6, context=32, batch=256, pool=4096)
-    size = replace(model_size(lm, "layers.1"), d=64)
+    size = replace(model_size(lm, lm.hookpoint("layers.1")), d=64)
     parts = phases(size, machine_named("l4"), job)[1].parts
     assert parts["weights, gradients, Adam"] == pytest.approx(held, rel=0.02)
 
@@ -134,14 +144,16 @@ def test_a_probe_measures_this_machine(
     rates = probe(lm, corpus, "layers.1", job)
     machine = this_machine(lm.device, tmp_path / "not" / "there")
     assert rates.harvest and rates.training and machine.flops > 1e8 and machine.bandwidth > 1e7
-    harvest, training, *_ = phases(model_size(lm, "layers.1"), machine, job, rates)
+    harvest, training, *_ = phases(model_size(lm, lm.hookpoint("layers.1")), machine, job, rates)
     assert harvest.seconds == pytest.approx(10**6 / rates.harvest)
     assert training.seconds == pytest.approx(10**6 / rates.training)
-    assert remedies([harvest, training], model_size(lm, "layers.1"), machine, job) == []
+    assert (
+        remedies([harvest, training], model_size(lm, lm.hookpoint("layers.1")), machine, job) == []
+    )
 
 
 def test_a_store_larger_than_the_disk_is_said(lm: LM, tmp_path: Path) -> None:
-    size = model_size(lm, "layers.1")
+    size = model_size(lm, lm.hookpoint("layers.1"))
     machine = replace(this_machine(lm.device, tmp_path), disk=1e6)
     job = Job(width=64, k=4, tokens=10**6, context=32, batch=256, pool=4096)
     (said,) = remedies(phases(size, machine, job, Rates(1.0, 1.0)), size, machine, job)

@@ -7,11 +7,15 @@ from collections.abc import Callable
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from monosemy.lm import LM
 
 VOCABULARY = 300
 WIDTH = 32
 LAYERS = 3
+BATCH, TIME = 2, 7
 BOS = "<|endoftext|>"
 
 _TEXT = [
@@ -136,3 +140,11 @@ def tiny_model(config_name: str, model_name: str, seed: int, **config: object) -
         # A wide initialisation, so that the logits of a model this small are far from uniform.
         settings = getattr(transformers, config_name)(**config, initializer_range=0.2)
         return getattr(transformers, model_name)(settings).eval()
+
+
+def inputs_for(lm: LM, seed: int = 0) -> dict[str, Tensor]:
+    """What a tiny model reads: token ids, or images."""
+    generator = torch.Generator().manual_seed(seed)
+    if lm.config.model_type == "vit":
+        return {"pixel_values": torch.randn(BATCH, 3, 16, 16, generator=generator)}
+    return {"input_ids": torch.randint(1, VOCABULARY, (BATCH, TIME), generator=generator)}

@@ -9,7 +9,7 @@ import tyro
 from rich.table import Table
 
 from monosemy.cli.console import console
-from monosemy.lm import LM
+from monosemy.lm import LM, empty_model
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Command:
 
     def run(self) -> None:
         """Print the table."""
-        lm = LM(self.model)
+        lm = LM(self.model) if self.all else LM(empty_model(self.model))
         table = Table(box=None, header_style="bold")
         table.add_column("hook point")
         table.add_column("width", justify="right")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +15,7 @@ from monosemy.artefact import write_text
 from monosemy.cli.console import console
 from monosemy.cli.text import Text
 from monosemy.errors import UserError
-from monosemy.lm import LM
-from monosemy.lm.load import empty_model
+from monosemy.lm import LM, empty_model
 from monosemy.training import TrainConfig, context_for, middle
 from monosemy.training.costs import Job, Phase, Rates, gb, model_size, phases, probe, remedies
 from monosemy.training.machine import Machine, machine_named, this_machine
@@ -70,14 +69,16 @@ class Command:
                 "add --hardware, such as h100x8",
             )
         machine = machine_named(self.hardware) if self.hardware else None
-        if self.model_config is not None:
-            lm = LM(empty_model(self.model_config))
-            bytes_each: int | None = 2
-        else:
-            lm = LM(self.model, device=self.device)
-            bytes_each = None if machine is None else 2
-        point = lm.hookpoint(self.hookpoint or middle(lm)).name
-        size = model_size(lm, point, bytes_each)
+        source = self.model_config or self.model
+        sketch = lm = LM(empty_model(source))
+        name = self.hookpoint or middle(sketch)
+        bytes_each = 2.0
+        if machine is None:
+            lm = LM(self.model, device=self.device, upto=name)
+            held = sum(p.nbytes for p in lm.model.parameters())
+            bytes_each = held / sketch.count_parameters(name)
+        point = lm.hookpoint(name)
+        size = replace(model_size(sketch, point, bytes_each), name=str(source))
         job = Job(
             width=self.width or 8 * size.d,
             k=self.k,
@@ -96,11 +97,9 @@ class Command:
         if machine is None:
             console.print("measuring this machine for some seconds", style="dim")
             machine = this_machine(lm.device, Path.cwd())
-            rates = probe(lm, self.text.open(), point, job)
+            rates = probe(lm, self.text.open(), point.name, job)
         found = phases(size, machine, job, rates)
-        self._print(
-            size.name if self.model_config is None else str(self.model_config), point, found
-        )
+        self._print(size.name, point.name, found)
         self._tell(machine, rates)
         said = remedies(found, size, machine, job)
         for line in said:

@@ -10,7 +10,7 @@ import tyro
 
 from monosemy.cli.console import console
 from monosemy.cli.train import print_trained
-from monosemy.training import describe_extension, resume
+from monosemy.training import describe_extension, open_lm, resume
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Command:
             )
         runs = resume(
             self.folder,
+            open_lm(self.folder),
             data=self.data,
             extend=self.extend,
             track=self.track,

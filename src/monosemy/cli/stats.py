@@ -15,7 +15,7 @@ from monosemy.corpus import open_corpus
 from monosemy.device import describe
 from monosemy.errors import UserError
 from monosemy.evaluation import measure_spread
-from monosemy.lm import LM
+from monosemy.lm import LM, empty_model
 from monosemy.report.spread import COLUMNS, remarks, spread_html, spread_table
 from monosemy.training import context_for
 
@@ -44,11 +44,11 @@ class Command:
         """Print the table, what it asks for in words, and write the page."""
         if self.tokens < 2:
             raise UserError(f"tokens is {self.tokens}", "allowed: 2 and above")
-        lm = LM(self.model, device=self.device)
+        points = self.hookpoint or _every_block(self.model)
+        lm = LM(self.model, device=self.device, upto=points)
         corpora = [self.text.open()]
         if self.against is not None:
             corpora.append(open_corpus(self.against, held_out=self.text.held_out))
-        points = self.hookpoint or tuple(f"layers.{i}" for i in range(lm.n_layers))
         context = context_for(lm, self.context)
         console.print(f"{lm} on {describe(lm.device)}", style="dim")
         measured = {}
@@ -74,3 +74,7 @@ class Command:
             width = max(len(column.title) for column in COLUMNS)
             for column in COLUMNS:
                 console.print(f"{column.title:<{width}}  {column.why}", style="dim", markup=False)
+
+
+def _every_block(model: str) -> tuple[str, ...]:
+    return tuple(f"layers.{i}" for i in range(LM(empty_model(model)).n_layers))

@@ -25,7 +25,7 @@ from monosemy.cli.text import Text
 from monosemy.corpus import TokenPolicy, open_corpus
 from monosemy.device import describe
 from monosemy.errors import UserError
-from monosemy.lm import LM
+from monosemy.lm import LM, empty_model
 from monosemy.progress import Task
 from monosemy.training import context_for, middle
 
@@ -58,11 +58,12 @@ class Build:
         """Fill the store and say how to use it."""
         if self.tokens < 1:
             raise UserError(f"tokens is {self.tokens}, it must be at least 1")
-        lm = LM(self.model, device=self.device)
+        names = self.hookpoint or (middle(LM(empty_model(self.model))),)
+        lm = LM(self.model, device=self.device, upto=names)
         corpus = self.text.open()
         corpus.check("train")
         console.print(f"{lm} on {describe(lm.device)}", style="dim")
-        points = [lm.hookpoint(name).name for name in self.hookpoint or (middle(lm),)]
+        points = [lm.hookpoint(name).name for name in names]
         recipe = Recipe(
             model=lm.name,
             revision=lm.revision,
@@ -129,7 +130,7 @@ class Verify:
                 f"`{self.folder}` was made from arrays, which are not there to mend it",
                 "make the store again from the arrays",
             )
-        lm = LM(recipe.model, revision=recipe.revision, device=self.device)
+        lm = LM(recipe.model, revision=recipe.revision, device=self.device, upto=recipe.hookpoints)
         for said in repair(lm, open_corpus(**recipe.corpus), self.folder, damages):
             console.print(said, markup=False, highlight=False)
 

@@ -11,9 +11,9 @@ import tyro
 from monosemy.cli.console import console
 from monosemy.cli.text import Text
 from monosemy.device import describe
-from monosemy.lm import LM
+from monosemy.lm import LM, empty_model
 from monosemy.report.sample import feature_sampler
-from monosemy.training import Run, TrainConfig, check_trackers, make_plans, train
+from monosemy.training import Run, TrainConfig, check_trackers, make_plans, middle, train
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Command:
 
     def run(self) -> None:
         """Train and say how to go on."""
-        lm = LM(self.model, device=self.device)
+        lm = LM(self.model, device=self.device, upto=self._upto())
         corpus = self.text.open()
         out = self.out or next_free()
         console.print(f"{lm} on {describe(lm.device)}", style="dim")
@@ -64,6 +64,13 @@ class Command:
             profile=self.profile,
         )
         print_trained(run)
+
+    def _upto(self) -> list[str] | None:
+        """Return the hook points that training reads; None where it asks the whole model."""
+        if self.settings.objective != "mse" or self.samples:
+            return None
+        start = self.hookpoint or middle(LM(empty_model(self.model)))
+        return [start, self.settings.target or start]
 
 
 def print_settings(settings: dict[str, str]) -> None:

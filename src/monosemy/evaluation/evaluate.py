@@ -51,8 +51,8 @@ def evaluate(
         sizes: numbers that replace a suite's own, such as `tokens` and `loss_tokens`.
 
     Raises:
-        UserError: the dictionary does not fit the model, there is no held-out text, no such tier
-            or suite, or a transcoder's input comes after its target.
+        UserError: the dictionary does not fit the model, the model was loaded in part, there is
+            no held-out text, no such tier or suite, or a transcoder's input comes after its target.
     """
     chosen = choose_suites(tier, suites)
     subject = make_subject(
@@ -94,6 +94,8 @@ def make_subject(
         return Subject(adopt(dictionary, lm, corpus, hookpoint), lm, corpus, **settings)
     corpus = open_dictionary_corpus(run, data)
     lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
+    if lm.is_causal:
+        lm.require_whole("the effect on the loss cannot be measured")
     attach(dictionary, lm)
     return Subject(dictionary, lm, corpus, **settings)
 

@@ -160,6 +160,8 @@ def compare_on_held_out(
     """
     provenance = _common_text(dictionaries)
     corpus.check("train", "held_out")
+    if lm.is_causal:
+        lm.require_whole("the effect on the loss cannot be measured")
     for dictionary in dictionaries.values():
         dictionary.to(lm.device)
     moments = _fit(lm, provenance.stream(lm, corpus, "train"), dictionaries.values())

@@ -212,6 +212,7 @@ def collect_features(
         UserError: the dictionary does not fit the model, or there is no text.
     """
     attach(dictionary, lm)
+    lens_values, lens_tokens = _lens(dictionary, lm)
     recorder = TextRecorder()
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     seen = 0
@@ -232,7 +233,6 @@ def collect_features(
     features, numbers, values = (np.concatenate(a) for a in zip(*parts, strict=True))
     order = np.argsort(features, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(features, minlength=dictionary.width))])
-    lens_values, lens_tokens = _lens(dictionary, lm)
     return Features(
         offsets, numbers[order], values[order], lens_values, lens_tokens, recorder.table(), seen
     )

@@ -3,6 +3,7 @@
 from monosemy.lm.hookpoints import HookPoint
 from monosemy.lm.hooks import Edit
 from monosemy.lm.lm import LM, Steerable
+from monosemy.lm.load import empty_model
 from monosemy.lm.texts import chat_document, generate_documents
 from monosemy.lm.unembedding import Unembedding
 
@@ -13,5 +14,6 @@ __all__ = [
     "Steerable",
     "Unembedding",
     "chat_document",
+    "empty_model",
     "generate_documents",
 ]

@@ -85,6 +85,19 @@ class Layout:
         inside = self.blocks and path.startswith(f"{self.blocks}.")
         return f"layers.{path.removeprefix(f'{self.blocks}.')}" if inside else path
 
+    def stage_of(self, path: str) -> int | None:
+        """Return the number of the block that a module is, or is in.
+
+        -1 for the embeddings of tokens, `n_layers` for the final norm; None for other modules
+        outside the blocks, which may run at any time.
+        """
+        if self.blocks and path.startswith(f"{self.blocks}."):
+            return int(path.removeprefix(f"{self.blocks}.").split(".")[0])
+        point = next((p for p in self.hookpoints if p.path == path), None)
+        if point is None:
+            return None
+        return self.n_layers if point.name == "final_norm" else -1
+
     def _paths(self, name: str) -> Iterable[str]:
         """Yield the module paths that `name` may mean, the likeliest first."""
         if self.blocks and name.startswith("layers."):

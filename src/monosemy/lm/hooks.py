@@ -148,10 +148,12 @@ def _check_shape(path: str, before: Tensor, after: object) -> None:
 
 
 @torch.no_grad()
-def output_widths(model: nn.Module, inputs: Mapping[str, Any], batch: int) -> dict[str, int]:
+def output_widths(
+    model: nn.Module, inputs: Mapping[str, Any], batch: int, last: str | None = None
+) -> dict[str, int]:
     """Run `model` once; return the width of every module that gives [batch, time, width].
 
-    In the order in which the modules finish.
+    In the order in which the modules finish; with `last`, up to that one.
     """
     widths: dict[str, int] = {}
 
@@ -163,9 +165,16 @@ def output_widths(model: nn.Module, inputs: Mapping[str, Any], batch: int) -> di
 
         return hook
 
+    def stop(module: nn.Module, args: tuple, output: object) -> None:
+        raise _EverythingRead
+
     handles = [m.register_forward_hook(recorder(p)) for p, m in model.named_modules() if p]
+    if last is not None:
+        handles.append(model.get_submodule(last).register_forward_hook(stop))
     try:
         model(**inputs)
+    except _EverythingRead:
+        pass
     finally:
         for handle in handles:
             handle.remove()

@@ -17,7 +17,8 @@ from monosemy.device import choose_device, fork_seed
 from monosemy.errors import UserError
 from monosemy.lm.hookpoints import HookPoint, find_layout
 from monosemy.lm.hooks import Edit, Editor, output_widths, run_and_read
-from monosemy.lm.load import load_model, load_tokenizer
+from monosemy.lm.load import load_tokenizer
+from monosemy.lm.part import last_needed, load_part, loaded_in_part, modules_after
 from monosemy.lm.unembedding import Unembedding, measure_norm
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -52,6 +53,7 @@ class LM:
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        upto: str | Iterable[str] | None = None,
     ) -> None:
         """Load a model, or take one.
 
@@ -64,13 +66,23 @@ class LM:
             dtype: of the weights, for a model that is loaded. Default: fp32 on a CPU, the
                 checkpoint's own on a GPU.
             device: where to run. Default: the best there is; a model object stays where it is.
+            upto: hook points, if no others will be asked for: later blocks are not loaded, nor is
+                the head, unless it shares its weights with the embedding. What is there has the
+                names and values of the whole model; what is not is refused. Encoder-decoders, and
+                models that are read outside their blocks, are loaded whole all the same.
 
         Raises:
-            UserError: no such model, tokenizer or device; a module that holds no `transformers`
-                model; `dtype` with a model object.
+            UserError: no such model, tokenizer, device or hook point; a module that holds no
+                `transformers` model; `dtype` or `upto` with a model object.
         """
         self.model: nn.Module
+        self._last: HookPoint | None = None
         if isinstance(model, nn.Module):
+            if upto is not None:
+                raise UserError(
+                    "`upto` was given with a model object, which is loaded already",
+                    "leave it out, or load the model by name",
+                )
             if dtype is not None:
                 # `model.to(dtype)` would round what the model keeps in fp32 on purpose (rotary
                 # frequencies), and change the object for good.
@@ -79,13 +91,15 @@ class LM:
                     "leave it out; to change it, load the model by name with that dtype",
                 )
             self._core = _transformers_model(model)
+            self._layout = find_layout(model, self._core)
             self.model = model.eval()
             if device is not None:
                 model.to(choose_device(device))
             self.name = self._core.name_or_path or type(self._core).__name__
         else:
-            self._core = load_model(model, revision=revision, dtype=dtype, device=device)
-            self.model = self._core
+            part = load_part(model, upto, revision=revision, dtype=dtype, device=device)
+            self.model = self._core = part.model
+            self._layout, self._last = part.layout, part.last
             self.name = str(model)
             if tokenizer is None and self._core.main_input_name == "input_ids":
                 tokenizer = model
@@ -94,14 +108,14 @@ class LM:
         self.tokenizer = tokenizer
         self.config = self._core.config
         self.revision = getattr(self.config, "_commit_hash", None) or revision
-        self._layout = find_layout(self.model, self._core)
         self._editor = Editor(self.model, self._core)
         self._widths: dict[str, int] = {}
         self.rows_at_once: int | None = None
         """Rows of text that the device's memory holds in one pass; None: more were never asked."""
 
     def __repr__(self) -> str:
-        return f"LM({self.name!r}, {self.n_layers} layers, width {self._layout.width})"
+        layers = f"{self.n_layers} layers" + (f", loaded up to {self.upto}" if self.upto else "")
+        return f"LM({self.name!r}, {layers}, width {self._layout.width})"
 
     @property
     def device(self) -> torch.device:
@@ -110,8 +124,33 @@ class LM:
 
     @property
     def n_layers(self) -> int:
-        """The number of blocks."""
+        """The number of blocks; of the whole model, also where a part was loaded."""
         return self._layout.n_layers
+
+    @property
+    def upto(self) -> str | None:
+        """The last hook point of a model that was loaded in part; None for a whole one."""
+        return self._last.name if self._last else None
+
+    def require_whole(self, what: str) -> None:
+        """Refuse what needs the whole model where only a part was loaded.
+
+        Raises:
+            UserError: the model was loaded up to some hook point.
+        """
+        if self._last is not None:
+            raise loaded_in_part(what, self._last.name)
+
+    def count_parameters(self, upto: str | None = None) -> int:
+        """Return the number of parameters; of those that loading up to a hook point would hold."""
+        last = None if upto is None else last_needed(upto, self._core, self._layout)
+        after = modules_after(last, self._core, self._layout) if last is not None else []
+        held = {
+            parameter: parameter.numel()
+            for name, parameter in self.model.named_parameters(remove_duplicate=False)
+            if not name.startswith(tuple(f"{path}." for path in after))
+        }
+        return sum(held.values())
 
     @property
     def is_causal(self) -> bool:
@@ -138,9 +177,9 @@ class LM:
             all: also return every other module whose output is [batch, time, width], in the order
                 in which they run. Costs one small forward pass, once.
         """
-        standard = self._layout.hookpoints
+        standard = [point for point in self._layout.hookpoints if self._holds(point.path)]
         if not all:
-            return list(standard)
+            return standard
         taken = {point.path for point in standard}
         others = (path for path in self._measured_widths() if path not in taken)
         return [*standard, *(self._module_hookpoint(path) for path in others)]
@@ -149,11 +188,21 @@ class LM:
         """Return the hook point that `name` means: a name, an alias or a module path.
 
         Raises:
-            UserError: unknown (the nearest names are suggested), or a module whose output is not
-                [batch, time, width].
+            UserError: unknown (the nearest names are suggested), a module whose output is not
+                [batch, time, width], or one after the last that was loaded.
         """
         found = self._layout.resolve(name)
+        if not self._holds(found if isinstance(found, str) else found.path):
+            raise loaded_in_part(f"no `{name}`", str(self.upto))
         return found if isinstance(found, HookPoint) else self._module_hookpoint(found)
+
+    def _holds(self, path: str) -> bool:
+        """Say whether a module is there and runs no later than the last that was loaded."""
+        if self._last is None:
+            return True
+        stage, last = self._layout.stage_of(path), self._layout.stage_of(self._last.path)
+        assert last is not None
+        return path in self._measured_widths() if stage is None else stage <= last
 
     def _module_hookpoint(self, path: str) -> HookPoint:
         widths = self._measured_widths()
@@ -173,7 +222,16 @@ class LM:
                 inputs: Inputs = {"pixel_values": torch.zeros(batch, channels, side, side)}
             else:
                 inputs = torch.zeros(batch, size, dtype=torch.long)
-            self._widths = output_widths(self.model, self._arguments(inputs, None), batch)
+            last = self._last.path if self._last else None
+            try:
+                self._widths = output_widths(self.model, self._arguments(inputs, None), batch, last)
+            except RuntimeError as error:
+                if self.device.type != "meta":
+                    raise
+                raise UserError(
+                    f"`{self.name}` takes weights to be run, and has none here",
+                    "name one of the hook points that `monosemy hookpoints MODEL` lists",
+                ) from error
         return self._widths
 
     # --- reading ----------------------------------------------------------------------------
@@ -215,8 +273,9 @@ class LM:
         With `gradients`, they reach whatever an edit has put in.
 
         Raises:
-            UserError: the model has no head.
+            UserError: the model has no head, or was loaded in part.
         """
+        self.require_whole("no logits")
         with torch.set_grad_enabled(gradients):
             output = self.model(**self._arguments(inputs, attention_mask))
         if not hasattr(output, "logits"):
@@ -330,8 +389,10 @@ class LM:
             use_cache: keep keys and values; without, the text is the same and takes longer.
 
         Raises:
-            UserError: not a generating model, no tokenizer, or a prompt empty or too long.
+            UserError: not a generating model, one loaded in part, no tokenizer, or a prompt empty
+                or too long.
         """
+        self.require_whole("cannot generate text")
         if not self.is_causal:
             raise UserError(
                 f"a {type(self._core).__name__} cannot generate text",
@@ -395,8 +456,9 @@ class LM:
         """Return what the logit lens needs: the unembedding matrix and the final norm's gain.
 
         Raises:
-            UserError: not a causal language model.
+            UserError: not a causal language model, or one loaded in part.
         """
+        self.require_whole("no unembedding")
         head = self._core.get_output_embeddings() if self.is_causal else None
         if head is None:
             raise UserError(

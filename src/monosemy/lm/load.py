@@ -33,6 +33,7 @@ def load_model(
     revision: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    kind: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
     """Load a model in evaluation mode; code that comes with a model is never run.
 
@@ -41,6 +42,7 @@ def load_model(
         revision: a Hub branch, tag or commit.
         dtype: default: fp32 on a CPU (and for `builtin:`), the checkpoint's own elsewhere.
         device: default: the best there is.
+        kind: the class to load it as; default what `model_class` says.
 
     Raises:
         UserError: no such model, it cannot be read, or weights are missing from it.
@@ -52,7 +54,7 @@ def load_model(
     settings: dict[str, Any] = {"dtype": dtype or (torch.float32 if in_full else "auto")}
     if getattr(config, "quantization_config", None) is not None:
         settings["device_map"] = {"": where}  # quantised weights cannot be moved once loaded
-    loader = model_class(config)
+    loader = kind or model_class(config)
     model, report = _from_hub(loader, source, revision, output_loading_info=True, **settings)
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
@@ -63,24 +65,33 @@ def load_model(
     return model.eval() if "device_map" in settings else model.to(where).eval()
 
 
-def empty_model(config: str | Path) -> PreTrainedModel:
-    """Build a model from its config.json alone, without weights, on the device `meta`.
+def empty_model(name: str | Path, *, revision: str | None = None) -> PreTrainedModel:
+    """Build a model from its configuration alone, without weights, on the device `meta`.
+
+    Args:
+        name: a config.json, or what `load_model` takes.
+        revision: a Hub branch, tag or commit.
 
     Raises:
-        UserError: there is no such file, or `transformers` makes no model of it.
+        UserError: there is no such file or model, or `transformers` makes no model of it.
     """
-    path = Path(config).expanduser()
-    if not path.is_file():
-        raise UserError(f"no file `{config}`", "give a model's config.json")
+    path = Path(name).expanduser()
+    if path.suffix == ".json" and not path.is_file():
+        raise UserError(f"no file `{name}`", "give a model's config.json")
     try:
         # `local_files_only`: a file is enough; code that comes with a model is never run.
-        settings = AutoConfig.from_pretrained(str(path), local_files_only=True)
+        if path.is_file():
+            config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+        else:
+            config = _from_hub(AutoConfig, locate(name), revision)
+        kind = model_class(config)
+        build = kind._from_config if issubclass(kind, PreTrainedModel) else kind.from_config
         with torch.device("meta"):
-            model = model_class(settings)._from_config(settings)
+            model = build(config)
     except (*_LOADING_ERRORS, TypeError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"`{config}` makes no model: {reason}", "give the config.json of a Hugging Face model"
+            f"`{name}` makes no model: {reason}", "give the config.json of a Hugging Face model"
         ) from error
     return model.eval()
 

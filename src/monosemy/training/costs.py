@@ -15,7 +15,7 @@ from monosemy.activations.recipe import TOKENS_AT_ONCE
 from monosemy.coders import make_coder
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
-from monosemy.lm import LM
+from monosemy.lm import LM, HookPoint
 from monosemy.training.machine import Machine
 from monosemy.training.member import Member
 from monosemy.training.plan import COPIES, FP32, step_memory
@@ -49,6 +49,8 @@ class ModelSize:
     vocabulary: int
     bytes: int
     """Of its weights, as they would be loaded."""
+    bytes_upto: int
+    """Of those that are held where nothing after the hook point is asked for."""
 
     def forward_flops(self, context: int, *, whole: bool = False) -> float:
         """Return operations for a token: two a parameter, and attention over half the context."""
@@ -58,12 +60,11 @@ class ModelSize:
         )
 
 
-def model_size(lm: LM, hookpoint: str, bytes_per_parameter: int | None = None) -> ModelSize:
-    """Count what works in a model up to a hook point; one on `meta`, without weights, will do.
+def model_size(lm: LM, point: HookPoint, bytes_per_parameter: float | None = None) -> ModelSize:
+    """Count what works in a whole model up to a hook point; one without weights will do.
 
     Of experts only those that are chosen for a token are counted as working.
     """
-    point = lm.hookpoint(hookpoint)
     blocks = [lm.hookpoint(f"layers.{i}") for i in range(lm.n_layers)]
     modules = dict(lm.model.named_modules())
     sizes = [_working(modules[block.path], lm) for block in blocks]
@@ -74,10 +75,10 @@ def model_size(lm: LM, hookpoint: str, bytes_per_parameter: int | None = None) -
     layers = lm.n_layers if last is None else last + 1
     if point.name == "embed":
         layers = 0
-    parameters = sum(p.numel() for p in lm.model.parameters())
+    parameters = lm.count_parameters()
     config = lm.config.get_text_config()
     vocabulary = int(getattr(config, "vocab_size", 0))
-    each = next(lm.model.parameters()).element_size()
+    each = bytes_per_parameter or next(lm.model.parameters()).element_size()
     return ModelSize(
         name=lm.name,
         d=point.width,
@@ -87,7 +88,8 @@ def model_size(lm: LM, hookpoint: str, bytes_per_parameter: int | None = None) -
         layers=layers,
         all_layers=lm.n_layers,
         vocabulary=vocabulary,
-        bytes=parameters * (bytes_per_parameter or each),
+        bytes=round(parameters * each),
+        bytes_upto=round(lm.count_parameters(point.path) * each),
     )
 
 
@@ -151,7 +153,8 @@ def phases(size: ModelSize, machine: Machine, job: Job, rates: Rates = Rates()) 
     encode = 2.0 * d * width
     logits = TOKENS_AT_ONCE * size.vocabulary * FP32
     pass_bytes = TOKENS_AT_ONCE * 12 * d * FP32
-    model = {"model": float(size.bytes), "a batch of text": float(pass_bytes)}
+    batch = {"a batch of text": float(pass_bytes)}
+    part, model = {"model": float(size.bytes_upto)} | batch, {"model": float(size.bytes)} | batch
     coder = 2.0 * d * width * FP32
 
     def seconds(flops: float) -> float:
@@ -162,9 +165,9 @@ def phases(size: ModelSize, machine: Machine, job: Job, rates: Rates = Rates()) 
         "harvest",
         job.tokens * forward,
         job.tokens * model_second,
-        sum(model.values()),
+        sum(part.values()),
         float(job.tokens * (bytes_per_row({"x": d}, job.precision) + TOKEN_BYTES)),
-        model,
+        part,
     )
     step_flops = encode + 2.0 * _SPARSE_PASSES * job.k * d
     traffic = 2 * d * width * _TOUCHED / job.batch + _SPARSE_PASSES * job.k * d * FP32

@@ -128,6 +128,8 @@ def make_plan(
         raise UserError(
             f"objective is `{config.objective}`, but {lm.name} predicts no next token", "use `mse`"
         )
+    if config.objective != "mse":
+        lm.require_whole(f"objective is `{config.objective}`")
     width = config.width or 8 * point.width
     config = replace(
         config,

@@ -190,6 +190,19 @@ def resume(
     return _train(lm, corpus, plans, folder, track, checkpoint_tokens, sample, extend is not None)
 
 
+def open_lm(folder: str | Path) -> LM:
+    """Load the model of a run or sweep, as far as training it needs.
+
+    Raises:
+        UserError: the folder is no run's, or its model is not to be had.
+    """
+    plans = _read_plans(Path(folder))
+    origins = [plan.provenance for plan in plans]
+    asks_all = any(plan.config.objective != "mse" for plan in plans)
+    points = [name for origin in origins for name in (origin.hookpoint, origin.explains)]
+    return LM(origins[0].model, revision=origins[0].revision, upto=None if asks_all else points)
+
+
 def make_plans(
     lm: LM,
     corpus: Corpus,
