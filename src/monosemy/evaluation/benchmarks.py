@@ -59,6 +59,7 @@ def score_tasks(lm: LM, tasks: Tasks) -> dict[str, Score]:
     lm_eval, HFLM, TaskManager = _harness()
     if not lm.is_causal or lm.tokenizer is None:
         raise UserError(f"{lm.name} does not predict the next token", "give a language model")
+    lm.require_whole("no benchmark")
     manager = _manager(TaskManager, tasks)
     model = HFLM(
         pretrained=lm.model,
