@@ -345,6 +345,17 @@ def test_a_broken_parquet_file_is_named(tmp_path):
         texts_of(open_corpus(tmp_path))
 
 
+@pytest.mark.parametrize("compression", ["NONE", "snappy"])
+def test_a_parquet_file_with_a_damaged_page_is_named(tmp_path, compression):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"row {n} {n**9}" for n in range(200)]})
+    parquet.write_table(table, path, compression=compression, use_dictionary=False)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300] + whole[400:200:-1] + whole[500:])
+    with pytest.raises(UserError, match=r"a\.parquet.* [Cc]orrupt|a\.parquet is damaged"):
+        texts_of(open_corpus(tmp_path))
+
+
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     write_parquet(tmp_path / "a.parquet", ROWS)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
