@@ -18,6 +18,11 @@ class UserError(Exception):
         self.hint = hint
 
 
+def reason(error: BaseException) -> str:
+    """Return the first line of what an exception says; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Say which of `known` are spelled most like `name`: "did you mean `a`, `b`?", or ""."""
     found = difflib.get_close_matches(name, dict.fromkeys(known), n=count, cutoff=0.5)

@@ -23,6 +23,8 @@ class Command:
     """Train on this many tokens in all, more than before."""
     data: str | None = None
     """Text, if the one named in the folder is not to be had under that name."""
+    disk_budget: str | None = None
+    """As for `monosemy train`; may be another, or none."""
     track: tuple[str, ...] = ()
     """Where figures go beside the run's JSON lines: `tensorboard`, `wandb`, `trackio`."""
     checkpoint_tokens: int | None = None
@@ -39,6 +41,7 @@ class Command:
             open_lm(self.folder),
             data=self.data,
             extend=self.extend,
+            disk_budget=self.disk_budget,
             track=self.track,
             checkpoint_tokens=self.checkpoint_tokens,
         )

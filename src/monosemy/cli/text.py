@@ -25,6 +25,9 @@ class Text:
 
     skip_bad: bool = False
     """Pass over files that cannot be read, and say which."""
+    disk_budget: str | None = None
+    """Read a Hugging Face data set from whole files, downloaded ahead and removed when read, that
+    take no more than this, such as 20GB; else its rows are streamed."""
 
     def open(self) -> Corpus:
         """Open the corpus.
@@ -39,4 +42,5 @@ class Text:
             split=self.split,
             held_out=self.held_out,
             skip_bad=self.skip_bad,
+            disk_budget=self.disk_budget,
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from monosemy.corpus.columns import choose_column, column_of_row, spans_of_row, text_of_row
 from monosemy.corpus.document import Document
-from monosemy.errors import UserError
+from monosemy.errors import UserError, reason
 
 _TEXT_SUFFIXES = (".txt", ".md", ".py")
 SUFFIXES = (*_TEXT_SUFFIXES, ".jsonl", ".csv", ".parquet")
@@ -102,7 +102,7 @@ class FileSource:
                 "convert it to UTF-8, or take it out of the folder",
             ) from error
         except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+            raise UserError(f"cannot read {file}: {error.strerror or reason(error)}") from error
 
     def _rows(
         self, rows: Iterator[tuple[int, dict[str, Any]]], file: Path, name: str
@@ -227,10 +227,13 @@ def _parquet_rows(
     file: Path, columns: list[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield row numbers, from 1, and rows; of all columns unless some are named."""
-    with _open_parquet(file) as table:
-        batches = table.iter_batches(batch_size=256, columns=columns)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(rows, start=1)
+    try:
+        with _open_parquet(file) as table:
+            batches = table.iter_batches(batch_size=256, columns=columns)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)
+    except ValueError as error:  # such as pyarrow.ArrowInvalid
+        raise UserError(f"{file} is damaged: {reason(error)}") from error
 
 
 def _open_parquet(file: Path) -> Any:
@@ -244,7 +247,7 @@ def _open_parquet(file: Path) -> Any:
     try:
         return parquet.ParquetFile(file)
     except pa.ArrowInvalid as error:
-        raise UserError(f"{file} is not a Parquet file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} is not a Parquet file: {reason(error)}") from error
 
 
 def _holds_text(kind: Any) -> bool:

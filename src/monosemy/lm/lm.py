@@ -17,7 +17,7 @@ from monosemy.device import choose_device, fork_seed
 from monosemy.errors import UserError
 from monosemy.lm.hookpoints import HookPoint, find_layout
 from monosemy.lm.hooks import Edit, Editor, output_widths, run_and_read
-from monosemy.lm.load import load_tokenizer
+from monosemy.lm.load import commit_of, load_tokenizer
 from monosemy.lm.part import last_needed, load_part, loaded_in_part, modules_after
 from monosemy.lm.unembedding import Unembedding, measure_norm
 
@@ -101,6 +101,7 @@ class LM:
             self.model = self._core = part.model
             self._layout, self._last = part.layout, part.last
             self.name = str(model)
+            revision = commit_of(model, revision)
             if tokenizer is None and self._core.main_input_name == "input_ids":
                 tokenizer = model
         if isinstance(tokenizer, str | Path):

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -21,10 +22,10 @@ from transformers import (
 )
 
 from monosemy.device import choose_device
-from monosemy.errors import UserError, nearest
+from monosemy.errors import UserError, nearest, reason
 
 BUILTIN = Path(__file__).parent / "builtin"
-_LOADING_ERRORS = (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError)
+_LOADING_ERRORS = (OSError, ValueError, KeyError, HTTPError, HFValidationError)
 
 
 def load_model(
@@ -89,9 +90,9 @@ def empty_model(name: str | Path, *, revision: str | None = None) -> PreTrainedM
         with torch.device("meta"):
             model = build(config)
     except (*_LOADING_ERRORS, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"`{name}` makes no model: {reason}", "give the config.json of a Hugging Face model"
+            f"`{name}` makes no model: {reason(error)}",
+            "give the config.json of a Hugging Face model",
         ) from error
     return model.eval()
 
@@ -136,6 +137,15 @@ def locate(name: str | Path) -> str:
     return text
 
 
+def commit_of(name: str | Path, revision: str | None = None) -> str | None:
+    """Return the commit of a model that was loaded from the Hub; what was asked for elsewhere."""
+    where = locate(name)
+    if Path(where).is_dir():
+        return revision
+    found = try_to_load_from_cache(where, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else revision
+
+
 def model_class(config: Any) -> Any:
     """Return the class to load a checkpoint with: its own, or the fullest that fits its config."""
     named = [getattr(transformers, name, None) for name in config.architectures or []]
@@ -167,12 +177,12 @@ def _from_hub(kind: Any, source: str, revision: str | None, **settings: Any) -> 
             "the file is cut short or damaged: copy or download it again",
         ) from error
     except _LOADING_ERRORS as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         at = f" at revision `{revision}`" if revision else ""
         if Path(source).is_dir():
-            raise UserError(f"cannot load the model in `{source}`: {reason}") from error
+            raise UserError(f"cannot load the model in `{source}`: {reason(error)}") from error
         raise UserError(
-            f"cannot load `{source}`{at}: there is no such folder here, and from the Hub: {reason}",
+            f"cannot load `{source}`{at}: there is no such folder here, and from the Hub: "
+            f"{reason(error)}",
             "check the spelling (Hub ids look like `gpt2` or `google/gemma-2-2b`); for a gated or "
             "private model set HF_TOKEN; without a network use a local folder or `builtin:stdlib`",
         ) from error

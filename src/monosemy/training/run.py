@@ -143,6 +143,7 @@ def resume(
     data: Any = None,
     *,
     extend: int | None = None,
+    disk_budget: str | int | None = None,
     track: Sequence[str] = (),
     checkpoint_tokens: int | None = None,
     sample: Sample | None = None,
@@ -158,6 +159,7 @@ def resume(
         lm: the model; default the one named in the folder.
         data: the text; default the one named in the folder.
         extend: tokens to train on in all.
+        disk_budget: as for `open_corpus`; a run does not remember it, as the text is the same.
         track: as for `train`.
         checkpoint_tokens: as for `train`.
         sample: as for `train`.
@@ -170,7 +172,7 @@ def resume(
     plans = _read_plans(folder)
     first = plans[0].provenance
     lm = lm or LM(first.model, revision=first.revision)
-    corpus = _corpus_again(first, data)
+    corpus = _corpus_again(first, data, disk_budget)
     if extend is not None:
         plans = [_extended(plan, extend) for plan in plans]
         if not has_checkpoint(folder, PLATEAU):
@@ -351,14 +353,14 @@ def _read_plan(folder: Path, name: str) -> Plan:
         ) from error
 
 
-def _corpus_again(provenance: Provenance, data: Any) -> Corpus:
+def _corpus_again(provenance: Provenance, data: Any, disk_budget: str | int | None) -> Corpus:
     if data is not None:
-        return open_corpus(data)
+        return open_corpus(data, disk_budget=disk_budget)
     if not provenance.corpus or provenance.corpus["source"].startswith("python:"):
         raise UserError(
             "this run was trained on text held in memory, which is gone", "give it with `data`"
         )
-    return open_corpus(**provenance.corpus)
+    return open_corpus(**provenance.corpus, disk_budget=disk_budget)
 
 
 def _extended(plan: Plan, tokens: int) -> Plan:
