@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,10 +33,14 @@ class HubSource:
     def read(self, rng: random.Random | None) -> Iterator[Document]:
         """Yield the rows in their own order, as they cannot be listed (`rng` is not used)."""
         column = None
-        for number, row in enumerate(self.dataset):
+        for where, row in self.rows():
             column = column or column_of_row(self.column, row, f"data set `{self.name}`")
-            where = f"{self.name}:{self.split}:{number}"
             yield Document(id=where, text=text_of_row(row, column, where))
+
+    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the rows, each with the name of its place."""
+        for number, row in enumerate(self.dataset):
+            yield f"{self.name}:{self.split}:{number}", row
 
     @cached_property
     def dataset(self) -> Any:
