@@ -2,21 +2,29 @@
 
 from monosemy.corpus.corpus import Corpus, Part, open_corpus
 from monosemy.corpus.document import HELD_OUT_SHARE, Document
+from monosemy.corpus.labelled import LabelledCorpus, open_labels
+from monosemy.corpus.labels import label_tokens
 from monosemy.corpus.pairs import Pair, read_pairs
 from monosemy.corpus.place import Place
 from monosemy.corpus.policy import TokenPolicy
+from monosemy.corpus.syntax import CONCEPTS, syntax_spans
 from monosemy.corpus.tokens import TokenBatch, TokenStream
 
 __all__ = [
+    "CONCEPTS",
     "HELD_OUT_SHARE",
     "Corpus",
     "Document",
+    "LabelledCorpus",
     "Pair",
     "Part",
     "Place",
     "TokenBatch",
     "TokenPolicy",
     "TokenStream",
+    "label_tokens",
     "open_corpus",
+    "open_labels",
     "read_pairs",
+    "syntax_spans",
 ]

@@ -71,6 +71,16 @@ class FileSource:
                     self._skipped.add(file)
                     sys.stderr.write(f"skipped: {error.message}\n")
 
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the rows of all tables, each with the name of its place.
+
+        Raises:
+            UserError: a file is no table or cannot be read, or a line is no JSON object.
+        """
+        for file in self._files():
+            for number, row in read_rows(file):
+                yield f"{self._name(file)}:{number}", row
+
     def _files(self) -> list[Path]:
         """List the files to read, in the order of their paths."""
         known = f"files read: {' '.join(SUFFIXES)}"
@@ -84,8 +94,7 @@ class FileSource:
         return files
 
     def _read_file(self, file: Path) -> Iterator[Document]:
-        lone = file == self.path
-        name = file.name if lone else file.relative_to(self.path).as_posix()
+        name = self._name(file)
         try:
             match file.suffix.lower():
                 case ".jsonl":
@@ -95,7 +104,7 @@ class FileSource:
                 case ".parquet":
                     yield from _read_parquet(file, name, self.column)
                 case _:
-                    yield from _read_text(file, name, whole=not lone)
+                    yield from _read_text(file, name, whole=file != self.path)
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{file} is not UTF-8 text (byte {error.object[error.start]:#04x})",
@@ -103,6 +112,9 @@ class FileSource:
             ) from error
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror or reason(error)}") from error
+
+    def _name(self, file: Path) -> str:
+        return file.name if file == self.path else file.relative_to(self.path).as_posix()
 
     def _rows(
         self, rows: Iterator[tuple[int, dict[str, Any]]], file: Path, name: str

@@ -6,7 +6,7 @@ import copy
 import random
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
@@ -41,6 +41,10 @@ class HubFile:
     """Data set, split and path, of which the ids of documents are made."""
     split: str
     urls: tuple[str, ...]
+
+
+_Lying = tuple[HubFile, tuple[str, ...]]
+"""A file, and where its bytes lie."""
 
 
 class BadFile(UserError):
@@ -102,15 +106,22 @@ class HubSource:
             downloads.start()
             yield from documents
 
-    def _documents(self, files: Iterator[tuple[HubFile, tuple[str, ...]]]) -> Iterator[Document]:
+    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the rows, streamed, each with the name of its place."""
+        return self._placed_rows((file, file.urls) for file in self.files)
+
+    def _documents(self, files: Iterator[_Lying]) -> Iterator[Document]:
         """Yield the documents of files, each read from where it lies."""
         column = None
+        for where, row in self._placed_rows(files):
+            column = column or column_of_row(self.column, row, f"data set `{self.name}`")
+            yield Document(id=where, text=text_of_row(row, column, where))
+
+    def _placed_rows(self, files: Iterator[_Lying]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for file, paths in files:
             try:
                 for number, row in enumerate(self._rows(file, paths)):
-                    column = column or column_of_row(self.column, row, f"data set `{self.name}`")
-                    where = f"{file.where}:{number}"
-                    yield Document(id=where, text=text_of_row(row, column, where))
+                    yield f"{file.where}:{number}", row
             except BadFile as error:
                 if not self.skip_bad:
                     raise

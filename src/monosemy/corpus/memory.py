@@ -48,6 +48,20 @@ class MemorySource:
             else:
                 yield _document(item, number)
 
+    def rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the rows, each with the name of its place.
+
+        Raises:
+            UserError: an item is no row.
+        """
+        for number, item in enumerate(self.items):
+            if not isinstance(item, Mapping):
+                raise UserError(
+                    f"item {number} is a {type(item).__name__}, not a row",
+                    "allowed: mappings from the name of a column to its value",
+                )
+            yield f"row {number}", item
+
     def _numbered(self, rng: random.Random | None) -> Iterator[tuple[int, Any]]:
         if rng is None or not isinstance(self.items, Sequence):
             yield from enumerate(self.items)
