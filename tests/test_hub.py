@@ -29,7 +29,7 @@ from mock_hub import COMMIT, TOKEN, MockHub
 from pyarrow import parquet
 
 from monosemy.cli.main import main
-from monosemy.corpus import Corpus, download, open_corpus
+from monosemy.corpus import Corpus, download, open_corpus, open_labels
 from monosemy.errors import UserError
 from monosemy.lm import LM
 
@@ -237,6 +237,19 @@ def test_a_description_is_that_of_the_text_and_opens_it_again(
 
 
 # --- the disk ---------------------------------------------------------------------------------
+
+
+def test_classes_of_labels_have_their_names(hub: MockHub, tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    rows = [{"text": f"text {i}", "label": i % 2} for i in range(6)]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    content = (tmp_path / "rows.parquet").read_bytes()
+    hub.dataset("org/reviews", {"data/train-00000-of-00001.parquet": content})
+    corpus = open_labels("org/reviews", held_out=0.0)
+    assert corpus.classes == ("neg", "pos")
+    assert [corpus.labels(d) for d in corpus.documents()] == [("neg",), ("pos",)] * 3
 
 
 def test_downloads_run_at_once_and_never_take_more_than_the_budget(

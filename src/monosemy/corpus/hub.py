@@ -110,6 +110,11 @@ class HubSource:
         """Yield the rows, streamed, each with the name of its place."""
         return self._placed_rows((file, file.urls) for file in self.files)
 
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The columns' kinds, as far as the data set says them."""
+        return self._streamed(self.files[0], self.files[0].urls).features or {}
+
     def _documents(self, files: Iterator[_Lying]) -> Iterator[Document]:
         """Yield the documents of files, each read from where it lies."""
         column = None
@@ -130,11 +135,8 @@ class HubSource:
                     sys.stderr.write(f"skipped: {error.message}\n")
 
     def _rows(self, file: HubFile, paths: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        builder = copy.copy(self.builder)
-        builder.config, builder.info = copy.copy(builder.config), copy.copy(builder.info)
-        builder.config.data_files = {file.split: list(paths)}
         try:
-            yield from builder.as_streaming_dataset(file.split)
+            yield from self._streamed(file, paths)
         except Exception as error:  # of whichever library reads the format
             if is_network_error(error):
                 raise remote_error(file.urls[0], error) from error
@@ -143,6 +145,13 @@ class HubSource:
             if is_machine_error(error):
                 raise UserError(problem) from error
             raise BadFile(problem, "to pass over such files: --skip-bad") from error
+
+    def _streamed(self, file: HubFile, paths: tuple[str, ...]) -> Any:
+        """Return the `datasets.IterableDataset` of a file, read from where it lies."""
+        builder = copy.copy(self.builder)
+        builder.config, builder.info = copy.copy(builder.config), copy.copy(builder.info)
+        builder.config.data_files = {file.split: list(paths)}
+        return builder.as_streaming_dataset(file.split)
 
     def check(self) -> None:
         """Look whether the data set can be had, before any of it is read.

@@ -146,7 +146,7 @@ def _labelled(source: _Table, column: str | None, label: str | None) -> Iterator
 
 def _class_names(source: _Table, label: str) -> Sequence[str]:
     """Return what the numbers of a Hugging Face data set's classes stand for."""
-    table = source.builder.info if isinstance(source, HubSource) else getattr(source, "items", None)
+    table = source if isinstance(source, HubSource) else getattr(source, "items", None)
     features = getattr(table, "features", None) or {}
     return getattr(features.get(label), "names", None) or ()
 
