@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -35,6 +35,8 @@ class Subject:
     """Of the bootstrap that intervals come from."""
     sizes: Mapping[str, Any] | None = None
     """Numbers that replace a suite's own, by name, such as `tokens`."""
+    others: Sequence[Dictionary] = ()
+    """Dictionaries of the same activations to compare it with, such as those of other seeds."""
 
     def stream(self, part: Part) -> TokenStream:
         """Return text cut into rows, and counted, as in training."""

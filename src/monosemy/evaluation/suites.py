@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import get_args
 
 from monosemy.errors import UserError, nearest
-from monosemy.evaluation import causal, reconstruction
+from monosemy.evaluation import causal, reconstruction, stability
 from monosemy.evaluation.result import SuiteResult
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite, Tier
 
-SUITES = {suite.name: suite for suite in (reconstruction.SUITE, causal.SUITE)}
+SUITES = {suite.name: suite for suite in (reconstruction.SUITE, causal.SUITE, stability.SUITE)}
 """By name, in the order in which they run."""
 
 

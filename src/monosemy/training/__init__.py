@@ -11,6 +11,7 @@ from monosemy.training.run import (
     make_plans,
     middle,
     resume,
+    seeds_beside,
     sweep,
     train,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "make_plans",
     "middle",
     "resume",
+    "seeds_beside",
     "sweep",
     "train",
 ]
