@@ -11,11 +11,20 @@ import tyro
 
 from monosemy.artefact import write_text
 from monosemy.cli.console import console, open_dictionary, open_text
-from monosemy.evaluation import Tasks, choose_suites, gather, make_subject, run_suites
+from monosemy.coders import Dictionary
+from monosemy.evaluation import (
+    Tasks,
+    choose_suites,
+    gather,
+    make_subject,
+    run_suites,
+    stability,
+)
 from monosemy.evaluation.subject import Tier
 from monosemy.report.evaluation import write_evaluation
 from monosemy.report.numbers import count
 from monosemy.report.terminal import suite_tables
+from monosemy.training import seeds_beside
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,26 @@ class Command:
     """Folder of own tasks (*.yaml); default: those that `lm-eval` knows."""
     samples: int = 100
     """Of each task at most."""
+    seeds: tuple[Path, ...] = ()
+    """Runs that differ from it in the seed alone, for `stability`; default: those of its sweep."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
     def run(self) -> None:
-        """Print what it costs, the tables and the verdict; write `metrics.json` and a page."""
+        """Print what it costs, the tables and the verdict; write `metrics.json` and a page.
+
+        Each feature's stability goes to `stability.json`.
+        """
         suites = choose_suites(self.tier, self.suite)
         dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
         corpus = open_text(dictionary, self.data, self.column)
         asked: dict[str, Any] = {"tokens": self.tokens, "loss_tokens": self.loss_tokens}
         tasks = Tasks(self.task, self.task_folder, self.samples) if self.task else None
         sizes = {name: value for name, value in asked.items() if value is not None}
-        subject = make_subject(dictionary, lm, corpus, tier=self.tier, tasks=tasks, sizes=sizes)
+        others = self._others() if stability.SUITE in suites else []
+        subject = make_subject(
+            dictionary, lm, corpus, others=others, tier=self.tier, tasks=tasks, sizes=sizes
+        )
         costs = [f"{suite.name} {count(suite.cost(subject))}" for suite in suites]
         console.print(f"tokens through the model: {', '.join(costs)}", style="dim")
         results = []
@@ -69,9 +86,15 @@ class Command:
                     style="dim",
                 )
             console.print(f"{result.seconds:.1f} s\n", style="dim")
+            if result.suite == stability.SUITE.name:
+                stability.save(result, self.run_folder)
         evaluation = gather(subject, results)
         path = self.run_folder / "metrics.json"
         write_text(path, json.dumps(evaluation.to_dict(), indent=2) + "\n")
         page = write_evaluation(evaluation, self.run_folder / "evaluation.html")
         console.print(f"written to {path} and {page}", style="dim")
         console.print(evaluation.verdict, style="bold")
+
+    def _others(self) -> list[Dictionary]:
+        folders = self.seeds or seeds_beside(self.run_folder)
+        return [Dictionary.from_pretrained(folder) for folder in folders]

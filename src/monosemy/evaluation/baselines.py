@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monosemy.activations import Statistics
-from monosemy.coders import Dictionary, TopK
+from monosemy.coders import Dictionary, SparseCoder, TopK
 
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Activations [tokens, d_in] -> what explains them, or a transcoder's target, [tokens, d_out],
@@ -22,10 +22,13 @@ hardly has from being fitted to noise, and changes nothing else."""
 
 def of_dictionary(dictionary: Dictionary) -> Reconstruct:
     """Return the dictionary as a reconstruction."""
+    return _of_coder(dictionary.coder)
 
+
+def _of_coder(coder: SparseCoder) -> Reconstruct:
     @torch.no_grad()
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
-        out, code = dictionary.coder.reconstruct(x)
+        out, code = coder.reconstruct(x)
         return out, code.l0
 
     return reconstruct
@@ -56,24 +59,26 @@ def pca(sample: Float[Tensor, "tokens d_in"], components: int) -> Reconstruct:
 
 
 def untrained(sample: Float[Tensor, "tokens d_in"], width: int, k: int, seed: int) -> Reconstruct:
+    """Return `untrained_coder` as a reconstruction."""
+    return _of_coder(untrained_coder(sample, width, k, seed))
+
+
+@torch.no_grad()
+def untrained_coder(
+    sample: Float[Tensor, "tokens d_in"], width: int, k: int, seed: int
+) -> SparseCoder:
     """Return a dictionary of random directions, k features a token, no step of training.
 
-    Its output is multiplied by the one number that fits the sample best, without which the sum
-    of overlapping directions would overshoot: a fairer and stronger baseline.
+    Its directions have the one length that fits the sample best: at unit length the sum of
+    overlapping directions would overshoot. A fairer and stronger baseline.
     """
     statistics = Statistics.of([sample])
     coder = TopK(sample.shape[1], width, k=k, seed=seed).to(sample.device).requires_grad_(False)
     coder.fold(statistics.mean, statistics.scale)
-    mean = statistics.mean.to(sample)
     part = sample[:8192]
-    drawn = coder(part) - mean
-    gain = ((part - mean) * drawn).sum() / drawn.square().sum().clamp_min(1e-12)
-
-    def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
-        code = coder.encode_sparse(x)
-        return mean + gain * (coder.decode_sparse(code) - mean), code.l0
-
-    return reconstruct
+    drawn, rest = coder(part) - coder.b_dec, part - coder.b_dec
+    coder.W_dec.mul_((rest * drawn).sum() / drawn.square().sum().clamp_min(1e-12))
+    return coder
 
 
 def linear_maps(
@@ -106,10 +111,17 @@ def linear_maps(
     return mapping(full, x.shape[1]), mapping(full @ basis @ basis.T, rank)
 
 
-@torch.no_grad()
 def untrained_transcoder(
     x: Float[Tensor, "tokens d_in"], y: Float[Tensor, "tokens d_out"], width: int, k: int, seed: int
 ) -> Reconstruct:
+    """Return `untrained_transcoder_coder` as a reconstruction."""
+    return _of_coder(untrained_transcoder_coder(x, y, width, k, seed))
+
+
+@torch.no_grad()
+def untrained_transcoder_coder(
+    x: Float[Tensor, "tokens d_in"], y: Float[Tensor, "tokens d_out"], width: int, k: int, seed: int
+) -> SparseCoder:
     """Return random features of x, k a token, that explain y as far as they do untrained.
 
     Random directions would predict nothing of y. Here each feature writes what it would write if
@@ -117,8 +129,9 @@ def untrained_transcoder(
     multiplied by the one number that fits the sample best.
     """
     statistics, mean = Statistics.of([x]), y.mean(0)
-    coder = TopK(x.shape[1], width, k=k, seed=seed).to(x.device)
-    coder.fold(statistics.mean, statistics.scale)
+    coder = TopK(x.shape[1], width, k=k, d_out=y.shape[1], seed=seed)
+    coder.to(x.device).requires_grad_(False)
+    coder.fold(statistics.mean, statistics.scale, mean, statistics.scale)
     sums, squares = x.new_zeros(width, y.shape[1]), x.new_zeros(width)
     codes = [coder.encode_sparse(part) for part in x.split(1024)]
     for code, part in zip(codes, (y - mean).split(1024), strict=True):
@@ -128,13 +141,9 @@ def untrained_transcoder(
     drawn = torch.cat([code.decode(directions) for code in codes])
     centre = drawn.mean(0)
     gain = ((y - mean) * (drawn - centre)).sum() / (drawn - centre).square().sum().clamp_min(1e-12)
-
-    @torch.no_grad()
-    def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
-        code = coder.encode_sparse(x)
-        return mean + gain * (code.decode(directions) - centre), code.l0
-
-    return reconstruct
+    coder.W_dec.copy_(gain * directions)
+    coder.b_dec.copy_(mean - gain * centre)
+    return coder
 
 
 def raw_neurons(sample: Float[Tensor, "tokens d_in"], k: int) -> Reconstruct:

@@ -31,6 +31,7 @@ def evaluate(
     suites: Sequence[str] = (),
     hookpoint: str | None = None,
     tasks: Tasks | None = None,
+    others: Sequence[Dictionary | Any] = (),
     draws: int = 1000,
     seed: int = 0,
     **sizes: Any,
@@ -46,13 +47,15 @@ def evaluate(
         suites: only these.
         hookpoint: where a foreign object's activations live.
         tasks: of `lm-eval`, for the suite `benchmarks`.
+        others: dictionaries that differ in the seed alone, for the suite `stability`.
         draws: bootstrap draws of documents, from which 95% intervals come.
         seed: of everything drawn at random.
         sizes: numbers that replace a suite's own, such as `tokens` and `loss_tokens`.
 
     Raises:
         UserError: the dictionary does not fit the model, the model was loaded in part, there is
-            no held-out text, no such tier or suite, or a transcoder's input comes after its target.
+            no held-out text, no such tier or suite, a transcoder's input comes after its target,
+            or one of `others` is of other activations.
     """
     chosen = choose_suites(tier, suites)
     subject = make_subject(
@@ -60,6 +63,7 @@ def evaluate(
         lm,
         data,
         hookpoint=hookpoint,
+        others=others,
         tier=tier,
         tasks=tasks,
         draws=draws,
@@ -75,12 +79,14 @@ def make_subject(
     data: Any = None,
     *,
     hookpoint: str | None = None,
+    others: Sequence[Dictionary | Any] = (),
     **settings: Any,
 ) -> Subject:
     """Return what suites measure; arguments as for `evaluate`, the rest fields of `Subject`.
 
     Raises:
-        UserError: the dictionary does not fit the model, or no text is to be had.
+        UserError: the dictionary does not fit the model, no text is to be had, or one of `others`
+            is of other activations.
     """
     run, dictionary = dictionary, getattr(dictionary, "dictionary", dictionary)
     lm = lm or getattr(run, "lm", None)
@@ -91,13 +97,30 @@ def make_subject(
                 "give `lm`, `data` and `hookpoint` with it",
             )
         corpus = open_corpus(data)
-        return Subject(adopt(dictionary, lm, corpus, hookpoint), lm, corpus, **settings)
-    corpus = open_dictionary_corpus(run, data)
-    lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
-    if lm.is_causal:
-        lm.require_whole("the effect on the loss cannot be measured")
-    attach(dictionary, lm)
-    return Subject(dictionary, lm, corpus, **settings)
+        dictionary = adopt(dictionary, lm, corpus, hookpoint)
+    else:
+        corpus = open_dictionary_corpus(run, data)
+        lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
+        if lm.is_causal:
+            lm.require_whole("the effect on the loss cannot be measured")
+        attach(dictionary, lm)
+    beside = [_beside(dictionary, other, lm, corpus) for other in others]
+    return Subject(dictionary, lm, corpus, others=beside, **settings)
+
+
+def _beside(dictionary: Dictionary, other: Any, lm: LM, corpus: Corpus) -> Dictionary:
+    """Return a dictionary to compare with another, which must be of the same activations."""
+    other = getattr(other, "dictionary", other)
+    if not isinstance(other, Dictionary):
+        other = adopt(other, lm, corpus, dictionary.hookpoint)
+    for what in ("model", "hookpoint", "explains"):
+        mine, its = getattr(dictionary.provenance, what), getattr(other.provenance, what)
+        if mine != its:
+            raise UserError(
+                f"two dictionaries differ in their {what}: `{mine}` and `{its}`",
+                "only dictionaries of the same activations have features to match",
+            )
+    return other
 
 
 def gather(subject: Subject, results: Sequence[Any]) -> Evaluation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -38,6 +38,8 @@ class Subject:
     """Of `lm-eval`, for the suite that scores them."""
     sizes: Mapping[str, Any] | None = None
     """Numbers that replace a suite's own, by name, such as `tokens`."""
+    others: Sequence[Dictionary] = ()
+    """Dictionaries of the same activations to compare it with, such as those of other seeds."""
 
     def stream(self, part: Part) -> TokenStream:
         """Return text cut into rows, and counted, as in training."""

@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import get_args
 
 from monosemy.errors import UserError, nearest
-from monosemy.evaluation import benchmarks, reconstruction
+from monosemy.evaluation import benchmarks, causal, reconstruction, stability
 from monosemy.evaluation.result import SuiteResult
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite, Tier
 
-SUITES = {suite.name: suite for suite in (reconstruction.SUITE, benchmarks.SUITE)}
+SUITES = {
+    suite.name: suite
+    for suite in (reconstruction.SUITE, causal.SUITE, stability.SUITE, benchmarks.SUITE)
+}
 """By name, in the order in which they run."""
 
 

@@ -268,23 +268,31 @@ class LM:
         *,
         attention_mask: Tensor | None = None,
         gradients: bool = False,
+        last: int | None = None,
     ) -> Float[Tensor, "*batch_time vocab"]:
         """Return the model's logits: [batch, time, vocab], for a classifier [batch, classes].
 
-        With `gradients`, they reach whatever an edit has put in.
+        With `gradients`, they reach whatever an edit has put in. With `last`, only those of so
+        many last positions; most models then compute no others.
 
         Raises:
             UserError: the model has no head, or was loaded in part.
         """
         self.require_whole("no logits")
+        arguments = self._arguments(inputs, attention_mask)
+        if (
+            last is not None
+            and "logits_to_keep" in inspect.signature(self._core.forward).parameters
+        ):
+            arguments["logits_to_keep"] = last
         with torch.set_grad_enabled(gradients):
-            output = self.model(**self._arguments(inputs, attention_mask))
+            output = self.model(**arguments)
         if not hasattr(output, "logits"):
             raise UserError(
                 f"a {type(self._core).__name__} gives no logits",
                 "load the model with its head (for language: a ...ForCausalLM class)",
             )
-        return output.logits
+        return output.logits if last is None else output.logits[:, -last:]
 
     @property
     def _takes_images(self) -> bool:

@@ -5,6 +5,7 @@ from monosemy.metrics.groups import GroupSums, bootstrap_weights
 from monosemy.metrics.loss import LossEffect
 from monosemy.metrics.reconstruction import FORMULAS, Reconstruction, interval
 from monosemy.metrics.recovery import mean_max_cosine, recovery_f1
+from monosemy.metrics.sparsity import effect_sparsity
 
 __all__ = [
     "FORMULAS",
@@ -13,6 +14,7 @@ __all__ = [
     "LossEffect",
     "Reconstruction",
     "bootstrap_weights",
+    "effect_sparsity",
     "interval",
     "mean_max_cosine",
     "recovery_f1",

@@ -29,10 +29,16 @@ def mean_max_cosine(learned: Float[Tensor, "width d"], truth: Float[Tensor, "n d
     """
     if not len(learned) or not len(truth):
         raise ValueError(f"{len(learned)} learned and {len(truth)} true directions")
+    return float(max_cosines(learned, truth).double().mean())
+
+
+def max_cosines(
+    learned: Float[Tensor, "width d"], truth: Float[Tensor, "n d"]
+) -> Float[Tensor, " n"]:
+    """Return the largest cosine of each true direction to any learned one."""
     learned = normalize(learned.detach().float(), dim=1)
     truth = normalize(truth.detach().float(), dim=1)
-    best = [(rows @ learned.T).amax(1) for rows in truth.split(CHUNK)]
-    return float(torch.cat(best).double().mean())
+    return torch.cat([(rows @ learned.T).amax(1) for rows in truth.split(CHUNK)])
 
 
 def recovery_f1(

@@ -12,6 +12,7 @@ from monosemy.training.run import (
     middle,
     open_lm,
     resume,
+    seeds_beside,
     sweep,
     train,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "middle",
     "open_lm",
     "resume",
+    "seeds_beside",
     "sweep",
     "train",
 ]

@@ -325,7 +325,7 @@ def _drop_measurements(plans: Sequence[Plan]) -> None:
     """Remove what was measured on dictionaries that are about to be replaced."""
     for folder in (plan.folder for plan in plans if plan.folder is not None):
         shutil.rmtree(folder / "features", ignore_errors=True)
-        for name in ("metrics.json", "report.html"):
+        for name in ("metrics.json", "stability.json", "report.html"):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -334,6 +334,27 @@ def _read_plans(folder: Path) -> list[Plan]:
     if (folder / SWEEP).is_file():
         names = json.loads((folder / SWEEP).read_text("utf-8"))["runs"]
     return [_read_plan(folder / name, name) for name in names]
+
+
+def seeds_beside(folder: str | Path) -> list[Path]:
+    """Return the finished runs of the same sweep that differ from this run in the seed alone.
+
+    Raises:
+        UserError: the sweep's folder cannot be read.
+    """
+    folder = Path(folder).resolve()
+    if not (folder.parent / SWEEP).is_file():
+        return []
+    plans = {plan.name: plan for plan in _read_plans(folder.parent)}
+    mine = plans.pop(folder.name, None)
+    return [
+        folder.parent / name
+        for name, plan in plans.items()
+        if mine is not None
+        and plan.provenance.hookpoint == mine.provenance.hookpoint
+        and replace(plan.config, seed=mine.config.seed) == mine.config
+        and (folder.parent / name / "dictionary").is_dir()
+    ]
 
 
 def _read_plan(folder: Path, name: str) -> Plan:
