@@ -76,7 +76,7 @@ def run(subject: Subject) -> SuiteResult:
     documents: dict[str, int] = {}
     sums = {name: GroupSums(4) for name in COLUMNS}
     each: dict[str, list[float]] = {name: [] for name in COLUMNS}
-    with Task("causal", count) as task:
+    with Task("causal", count, "positions") as task:
         for position in _draw(subject, count):
             writes = ablations.at(position)
             effects = _effects(subject, position, torch.cat(list(writes.values())))
