@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -80,10 +79,10 @@ def test_every_figure_stands_beside_its_controls(result: SuiteResult) -> None:
     assert judged == {"untrained dictionary", "channels"}
     assert set(result.context["ablated"].values()) == {8 * causal.ABLATIONS}
     assert 1 < result.context["documents"] <= 8
-    assert json.loads(json.dumps(result.series)) == result.series
-    for name, percentiles in result.series["percentiles"].items():
-        assert percentiles == sorted(percentiles)
-        assert percentiles[0] <= result.value("ablation sparsity", name) <= percentiles[-1]
+    for name, line in result.plots[0].lines.items():
+        ends = [y for _, y, _, _ in line]
+        assert ends == sorted(ends)
+        assert ends[0] <= result.value("ablation sparsity", name) <= ends[-1]
 
 
 def test_the_same_seed_gives_the_same_table(run: Run, result: SuiteResult) -> None:

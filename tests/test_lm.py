@@ -301,6 +301,12 @@ def test_attention_and_mlp_are_what_a_block_adds(build: Callable[[], PreTrainedM
     torch.testing.assert_close(attention + mlp, after - before, atol=1e-4, rtol=1e-3)
 
 
+def test_the_last_logits_are_the_last_of_all(causal: LM) -> None:
+    whole = causal.logits(inputs_for(causal))
+    few = causal.logits(inputs_for(causal), last=2)
+    torch.testing.assert_close(few, whole[:, -2:])
+
+
 # --- editing --------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from monosemy.activations import LiveActivations
 from monosemy.coders import SparseCoder
 from monosemy.corpus import TokenBatch
 from monosemy.evaluation import baselines
-from monosemy.evaluation.result import SuiteResult, Table, judge, told
+from monosemy.evaluation.result import Plot, SuiteResult, Table, judge, quantiles, told
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.lm import LM
 from monosemy.metrics import GroupSums, bootstrap_weights, effect_sparsity, interval
@@ -277,13 +277,15 @@ def _result(
             "base": "the model by itself: what the dictionary does not explain stays in",
             "interval": "95%, bootstrap over documents",
         },
-        series={"percentiles": {name: _percentiles(values) for name, values in each.items()}},
+        plots=[
+            Plot(
+                "How sparse single ablations are",
+                "share of ablations",
+                "sparsity",
+                {name: quantiles(np.array(values)) for name, values in each.items()},
+            )
+        ],
     )
-
-
-def _percentiles(values: list[float]) -> list[float]:
-    """Return the sparsities at 0%, 5%, ... 100% of the ablations that had an effect."""
-    return [round(float(v), 5) for v in np.nanquantile(values, np.linspace(0, 1, 21))]
 
 
 SUITE = Suite("causal", "Causal sparsity", "standard", run, _cost)

@@ -89,6 +89,13 @@ class Plot:
     log_y: bool = False
 
 
+def quantiles(values: np.ndarray) -> list[tuple[float, float, float, float]]:
+    """Return the values at 0%, 5%, ... 100% of them as a line of a plot; NaN is left out."""
+    shares = np.linspace(0, 1, 21)
+    ends = np.nanquantile(values, shares).tolist()
+    return [(float(x), y, y, y) for x, y in zip(shares, ends, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
     """What one suite found, or why it found nothing."""

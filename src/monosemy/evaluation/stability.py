@@ -14,7 +14,15 @@ from torch import Tensor
 
 from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
-from monosemy.evaluation.result import SuiteResult, Table, joined, judge, told
+from monosemy.evaluation.result import (
+    Plot,
+    SuiteResult,
+    Table,
+    joined,
+    judge,
+    quantiles,
+    told,
+)
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.metrics import bootstrap_weights, interval
 from monosemy.metrics.recovery import max_cosines
@@ -115,7 +123,7 @@ def run(subject: Subject) -> SuiteResult:
             task.advance(1)
         for draw in range(ROTATIONS):
             other = others[draw % len(others)]
-            null.append(compare_seeds(dictionary, other, rotated=subject.seed + draw).columns())
+            null.append(compare_seeds(dictionary, other, rotated=subject.seed + draw))
             task.advance(1)
     return _result(subject, found, null)
 
@@ -154,12 +162,12 @@ def _rotated(rows: Tensor, seed: int | None) -> Tensor:
 
 
 def _result(
-    subject: Subject, found: Sequence[SeedComparison], null: Sequence[Tensor]
+    subject: Subject, found: Sequence[SeedComparison], null: Sequence[SeedComparison]
 ) -> SuiteResult:
     names = _names(subject.others)
     each = {name: one.columns().double().numpy() for name, one in zip(names, found, strict=True)}
     mine = np.mean(list(each.values()), axis=0)
-    rotations = [columns.double().numpy() for columns in null]
+    rotations = [one.columns().double().numpy() for one in null]
     n = len(mine)
     # One draw at a time: of a wide dictionary all weights together would fill the memory.
     weights = (bootstrap_weights(n, 1, subject.seed + i)[0] / n for i in range(subject.draws))
@@ -186,6 +194,7 @@ def _result(
     )
     stability = [None] * subject.dictionary.width
     scores = torch.stack([one.matched for one in found]).mean(0)
+    chance = torch.cat([one.matched for one in null])
     for feature, score in zip(found[0].features.tolist(), scores.tolist(), strict=True):
         stability[feature] = round(score, 4)
     exact = max(len(_live(d)) for d in (subject.dictionary, *subject.others)) <= EXACT
@@ -203,6 +212,17 @@ def _result(
             + ("all pairs" if exact else f"the {CANDIDATES} nearest of each"),
             "interval": "95%, bootstrap over features",
         },
+        plots=[
+            Plot(
+                "How near features are to their partners",
+                "share of features",
+                "cosine",
+                {
+                    "dictionary": quantiles(scores.numpy()),
+                    "random rotation": quantiles(chance.numpy()),
+                },
+            )
+        ],
         series={"stability": stability},
     )
 
