@@ -8,13 +8,19 @@ from dataclasses import replace
 from typing import get_args
 
 from monosemy.errors import UserError, nearest
-from monosemy.evaluation import benchmarks, causal, reconstruction, stability
+from monosemy.evaluation import benchmarks, causal, explanations, reconstruction, stability
 from monosemy.evaluation.result import SuiteResult
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite, Tier
 
 SUITES = {
     suite.name: suite
-    for suite in (reconstruction.SUITE, causal.SUITE, stability.SUITE, benchmarks.SUITE)
+    for suite in (
+        reconstruction.SUITE,
+        explanations.SUITE,
+        causal.SUITE,
+        stability.SUITE,
+        benchmarks.SUITE,
+    )
 }
 """By name, in the order in which they run."""
 

@@ -33,8 +33,8 @@ feature's activation at the row's last token."""
 
 EXEMPLARS = 16
 """Random contexts of a feature that patterns are made from (Gao et al.)."""
-REACH = 16
-"""Tokens of the longest pattern."""
+REACH = 8
+"""Tokens of the longest pattern; on real text longer ones hardly ever match again."""
 DRAWS = 3
 """Tokens drawn, each in its turn, to stand where what stands should not matter."""
 KEPT = 0.5
@@ -62,7 +62,7 @@ def explain_features(
     run. The same seed gives the same graphs, whatever other features are asked for.
 
     At most 2 * `exemplars` * `DRAWS` * `reach` * (`reach` + 2) tokens a feature go through the
-    model; on real text a tenth of that.
+    model; on real text a fifth of that.
 
     Args:
         rows: training text.
