@@ -8,7 +8,14 @@ from dataclasses import replace
 from typing import get_args
 
 from monosemy.errors import UserError, nearest
-from monosemy.evaluation import benchmarks, causal, reconstruction, recovery, stability
+from monosemy.evaluation import (
+    benchmarks,
+    causal,
+    explanations,
+    reconstruction,
+    recovery,
+    stability,
+)
 from monosemy.evaluation.result import SuiteResult
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite, Tier
 
@@ -16,6 +23,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         reconstruction.SUITE,
+        explanations.SUITE,
         causal.SUITE,
         stability.SUITE,
         recovery.SUITE,

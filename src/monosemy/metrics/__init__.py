@@ -1,6 +1,7 @@
 """Figures that say how good a dictionary is: pure functions and sums that stream exactly."""
 
 from monosemy.metrics.activity import Activity
+from monosemy.metrics.detection import detection
 from monosemy.metrics.groups import GroupSums, bootstrap_weights
 from monosemy.metrics.loss import LossEffect
 from monosemy.metrics.reconstruction import FORMULAS, Reconstruction, interval
@@ -14,6 +15,7 @@ __all__ = [
     "LossEffect",
     "Reconstruction",
     "bootstrap_weights",
+    "detection",
     "effect_sparsity",
     "interval",
     "mean_max_cosine",
