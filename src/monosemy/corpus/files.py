@@ -144,7 +144,8 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             case _:
                 raise UserError(f"{file}: not a table", "files read: .jsonl .csv .parquet")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}", "check the path") from error
+        what = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {file}: {what}", "check the path") from error
 
 
 def cut_text(file: TextIOBase) -> Iterator[tuple[int, str]]:
