@@ -110,7 +110,7 @@ def test_all_neurons_kept_is_exact_and_more_are_never_worse() -> None:
 
 def test_untrained_dictionary_is_scaled_at_its_best() -> None:
     x = torch.randn(2000, 16) + 2
-    xhat, _ = baselines.untrained(x, 64, 4, seed=0)(x)
+    xhat, _ = baselines.of_coder(baselines.untrained_coder(x, 64, 4, seed=0))(x)
     error = (x - xhat).square().sum()
     mean = x.mean(0)
     for factor in (0.9, 1.1):

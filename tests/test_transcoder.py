@@ -328,7 +328,7 @@ def test_the_linear_map_bears_dimensions_that_never_vary() -> None:
 def test_untrained_features_are_scaled_at_their_best() -> None:
     x = torch.randn(3000, 16) + 2
     y = (x @ torch.randn(16, 12)).relu()
-    yhat, l0 = baselines.untrained_transcoder(x, y, 64, 4, seed=0)(x)
+    yhat, l0 = baselines.of_coder(baselines.untrained_transcoder_coder(x, y, 64, 4, seed=0))(x)
     error, mean = (y - yhat).square().sum(), y.mean(0)
     assert error < (y - mean).square().sum()
     assert l0.max() <= 4

@@ -12,6 +12,7 @@ import tyro
 from monosemy.artefact import write_text
 from monosemy.cli.console import console, open_dictionary, open_text
 from monosemy.coders import Dictionary
+from monosemy.corpus import open_labels
 from monosemy.evaluation import (
     Tasks,
     choose_suites,
@@ -55,6 +56,15 @@ class Command:
     """Of each task at most."""
     seeds: tuple[Path, ...] = ()
     """Runs that differ from it in the seed alone, for `stability`; default: those of its sweep."""
+    labels: str | None = None
+    """Labelled text for probing: .jsonl .csv .parquet, a folder of them, a Hugging Face data set;
+    default: concepts of the corpus, where it is Python source."""
+    label: str | None = None
+    """Column of `--labels` that holds the label."""
+    label_text: str | None = None
+    """Column of `--labels` that holds the text."""
+    checkpoints: Path | None = None
+    """Folder of the model's checkpoints, for the share of pre-training compute: `compute`."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
@@ -70,8 +80,19 @@ class Command:
         tasks = Tasks(self.task, self.task_folder, self.samples) if self.task else None
         sizes = {name: value for name, value in asked.items() if value is not None}
         others = self._others() if stability.SUITE in suites else []
+        labels = None
+        if self.labels is not None:
+            labels = open_labels(self.labels, column=self.label_text, label=self.label)
         subject = make_subject(
-            dictionary, lm, corpus, others=others, tier=self.tier, tasks=tasks, sizes=sizes
+            dictionary,
+            lm,
+            corpus,
+            others=others,
+            tier=self.tier,
+            tasks=tasks,
+            labels=labels,
+            checkpoints=self.checkpoints,
+            sizes=sizes,
         )
         costs = [f"{suite.name} {count(suite.cost(subject))}" for suite in suites]
         console.print(f"tokens through the model: {', '.join(costs)}", style="dim")

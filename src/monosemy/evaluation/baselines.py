@@ -15,6 +15,9 @@ Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Activations [tokens, d_in] -> what explains them, or a transcoder's target, [tokens, d_out],
 and the numbers used for each token [tokens]."""
 
+FIT_TOKENS = 65_536
+"""Training tokens that baselines are fitted on."""
+
 RIDGE = 1e-4
 """Penalty of the linear map, in mean variances of its input: it keeps directions that a sample
 hardly has from being fitted to noise, and changes nothing else."""
@@ -22,10 +25,12 @@ hardly has from being fitted to noise, and changes nothing else."""
 
 def of_dictionary(dictionary: Dictionary) -> Reconstruct:
     """Return the dictionary as a reconstruction."""
-    return _of_coder(dictionary.coder)
+    return of_coder(dictionary.coder)
 
 
-def _of_coder(coder: SparseCoder) -> Reconstruct:
+def of_coder(coder: SparseCoder) -> Reconstruct:
+    """Return a coder as a reconstruction."""
+
     @torch.no_grad()
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
         out, code = coder.reconstruct(x)
@@ -56,11 +61,6 @@ def pca(sample: Float[Tensor, "tokens d_in"], components: int) -> Reconstruct:
         return xhat, torch.full((len(x),), components, device=x.device)
 
     return reconstruct
-
-
-def untrained(sample: Float[Tensor, "tokens d_in"], width: int, k: int, seed: int) -> Reconstruct:
-    """Return `untrained_coder` as a reconstruction."""
-    return _of_coder(untrained_coder(sample, width, k, seed))
 
 
 @torch.no_grad()
@@ -109,13 +109,6 @@ def linear_maps(
         return reconstruct
 
     return mapping(full, x.shape[1]), mapping(full @ basis @ basis.T, rank)
-
-
-def untrained_transcoder(
-    x: Float[Tensor, "tokens d_in"], y: Float[Tensor, "tokens d_out"], width: int, k: int, seed: int
-) -> Reconstruct:
-    """Return `untrained_transcoder_coder` as a reconstruction."""
-    return _of_coder(untrained_transcoder_coder(x, y, width, k, seed))
 
 
 @torch.no_grad()

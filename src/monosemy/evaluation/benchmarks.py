@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from monosemy.activations import LiveActivations
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError, nearest
 from monosemy.evaluation import baselines
@@ -30,8 +28,6 @@ from monosemy.lm import LM
 from monosemy.metrics import bootstrap_weights, interval
 from monosemy.metrics.table import MetricRow, MetricValue
 
-FIT_TOKENS = 16_384
-"""Training tokens that baselines are fitted on."""
 _BATCH = 16
 _NORMAL = 1.96
 """Standard errors on either side of a figure in which it lies with 95% confidence."""
@@ -208,20 +204,11 @@ def _spliced_scores(subject: Subject, reconstruct: Reconstruct, tasks: Tasks) ->
 
 
 def _controls(subject: Subject) -> dict[str, Reconstruct]:
-    d = subject.dictionary
-    fit = LiveActivations(subject.lm, subject.stream("train"), [d.hookpoint, d.explains])
-    both = baselines.collect(
-        (torch.cat([values[d.hookpoint], values[d.explains]], 1) for values in fit),
-        subject.size("fit_tokens", *[FIT_TOKENS] * 3),
-    )
-    x, y = (part.contiguous() for part in both.split([d.d_in, d.d_out], 1))
-    controls = {"mean ablation": baselines.constant(y.mean(0))}
-    k = max(round(d.l0), 1)
-    if d.is_transcoder:
-        made = baselines.untrained_transcoder(x, y, d.width, k, subject.seed + 1)
-    else:
-        made = baselines.untrained(x, d.width, k, subject.seed + 1)
-    return {"untrained dictionary": made, **controls}
+    mean = subject.sample()[1].mean(0)
+    return {
+        "untrained dictionary": baselines.of_coder(subject.untrained()),
+        "mean ablation": baselines.constant(mean),
+    }
 
 
 def _row(metric: str, column: dict[str, Score], own: Score, subject: Subject) -> MetricRow:

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from monosemy.activations import LiveActivations
 from monosemy.coders import SparseCoder
 from monosemy.corpus import TokenBatch
 from monosemy.evaluation import baselines
@@ -25,8 +24,6 @@ HORIZON = 16
 """Positions whose logits are compared: that of the ablation and those after it."""
 ABLATIONS = 4
 """Of a kind at a position, each alone: features among those active, channels among all."""
-FIT_TOKENS = 8192
-"""Training tokens that the untrained dictionary is fitted on."""
 
 COLUMNS = ["dictionary", "untrained dictionary", "channels", "random directions"]
 _JUDGED = COLUMNS[:3]
@@ -108,7 +105,7 @@ def _positions(subject: Subject) -> int:
 def _cost(subject: Subject) -> int:
     context = subject.dictionary.provenance.context
     runs = 1 + ABLATIONS * len(COLUMNS)
-    return FIT_TOKENS + _positions(subject) * (context + runs * (context + HORIZON) // 2)
+    return baselines.FIT_TOKENS + _positions(subject) * (context + runs * (context + HORIZON) // 2)
 
 
 class _Ablations:
@@ -118,7 +115,7 @@ class _Ablations:
         """Fit the untrained dictionary."""
         dictionary = subject.dictionary
         self.coder = dictionary.coder
-        self.untrained = _untrained(subject)
+        self.untrained = subject.untrained()
         self.mean = dictionary.mean if dictionary.target_mean is None else dictionary.target_mean
         self.random = torch.Generator().manual_seed(subject.seed)
 
@@ -145,19 +142,6 @@ class _Ablations:
         active = (code.values > 0).nonzero()[:, 0]
         chosen = active[torch.randperm(len(active), generator=self.random)[:ABLATIONS]]
         return code.values[chosen, None] * coder.W_dec[code.indices[chosen]]
-
-
-def _untrained(subject: Subject) -> SparseCoder:
-    """Return an untrained dictionary as wide as the subject's, of as many features a token."""
-    dictionary = subject.dictionary
-    here, there = dictionary.hookpoint, dictionary.explains
-    fit = LiveActivations(subject.lm, subject.stream("train"), [here, there])
-    both = baselines.collect((torch.cat([v[here], v[there]], 1) for v in fit), FIT_TOKENS)
-    x, y = (part.contiguous() for part in both.split([dictionary.d_in, dictionary.d_out], 1))
-    size = (dictionary.width, max(round(dictionary.l0), 1), subject.seed + 1)
-    if dictionary.is_transcoder:
-        return baselines.untrained_transcoder_coder(x, y, *size)
-    return baselines.untrained_coder(x, *size)
 
 
 def _draw(subject: Subject, count: int) -> Iterator[_Position]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from monosemy.coders import Dictionary, attach
-from monosemy.corpus import Corpus, open_corpus
+from monosemy.corpus import Corpus, LabelledCorpus, open_corpus
 from monosemy.device import describe
 from monosemy.errors import UserError
 from monosemy.evaluation.foreign import adopt
@@ -32,6 +33,8 @@ def evaluate(
     hookpoint: str | None = None,
     tasks: Tasks | None = None,
     others: Sequence[Dictionary | Any] = (),
+    labels: LabelledCorpus | None = None,
+    checkpoints: Path | None = None,
     draws: int = 1000,
     seed: int = 0,
     **sizes: Any,
@@ -48,6 +51,9 @@ def evaluate(
         hookpoint: where a foreign object's activations live.
         tasks: of `lm-eval`, for the suite `benchmarks`.
         others: dictionaries that differ in the seed alone, for the suite `stability`.
+        labels: labelled text (`open_labels`), for suites that ask what features know of it;
+            default concepts of the corpus, where it is Python source.
+        checkpoints: folder of the model's checkpoints, for the suite `compute`.
         draws: bootstrap draws of documents, from which 95% intervals come.
         seed: of everything drawn at random.
         sizes: numbers that replace a suite's own, such as `tokens` and `loss_tokens`.
@@ -66,6 +72,8 @@ def evaluate(
         others=others,
         tier=tier,
         tasks=tasks,
+        labels=labels,
+        checkpoints=checkpoints,
         draws=draws,
         seed=seed,
         sizes=sizes,

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monosemy.activations import LiveActivations
 from monosemy.coders import SparseCoder
 from monosemy.corpus import TokenBatch
 from monosemy.evaluation import baselines
@@ -25,8 +24,6 @@ from monosemy.metrics import LossEffect, bootstrap_weights, interval
 from monosemy.metrics.table import Better, MetricRow, MetricValue
 from monosemy.progress import Task
 
-FIT_TOKENS = 16_384
-"""Training tokens that the untrained dictionary is fitted on."""
 FEWEST = EXEMPLARS
 """Training tokens on which a feature must fire to be looked at."""
 _LEAST_FEATURES = 4
@@ -72,7 +69,7 @@ def run(subject: Subject) -> SuiteResult:
     if not lm.is_causal:
         raise NotMeaningful("patterns look back from a token: the model must predict the next one")
     tokens, count, loss_tokens = _sizes(subject)
-    coders = [subject.dictionary.coder, _untrained(subject)]
+    coders = [subject.dictionary.coder, subject.untrained()]
     rows, firings = collect_firings(lm, subject.stream("train"), hookpoint, coders, tokens)
     features = _draw(firings, count, subject.seed)
     simulations = {
@@ -107,19 +104,7 @@ def _sizes(subject: Subject) -> tuple[int, int, int]:
 def _cost(subject: Subject) -> int:
     tokens, features, loss_tokens = _sizes(subject)
     contexts = 2 * min(features, subject.dictionary.width) * EXEMPLARS
-    return FIT_TOKENS + 2 * tokens + _TOKENS_A_CONTEXT * contexts + 8 * loss_tokens
-
-
-def _untrained(subject: Subject) -> SparseCoder:
-    d = subject.dictionary
-    k, seed = max(round(d.l0), 1), subject.seed + 1
-    fit = LiveActivations(subject.lm, subject.stream("train"), [d.hookpoint, d.explains])
-    if not d.is_transcoder:
-        x = baselines.collect((v[d.hookpoint] for v in fit), FIT_TOKENS)
-        return baselines.untrained_coder(x, d.width, k, seed)
-    both = (torch.cat([v[d.hookpoint], v[d.explains]], 1) for v in fit)
-    x, y = baselines.collect(both, FIT_TOKENS).split([d.d_in, d.d_out], 1)
-    return baselines.untrained_transcoder_coder(x, y, d.width, k, seed)
+    return baselines.FIT_TOKENS + 2 * tokens + _TOKENS_A_CONTEXT * contexts + 8 * loss_tokens
 
 
 def _draw(firings: list[Firings], count: int, seed: int) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monosemy.activations import LiveActivations, counted_activations
+from monosemy.activations import counted_activations
 from monosemy.coders import Dictionary
 from monosemy.corpus import TokenBatch, TokenStream
 from monosemy.evaluation import baselines
@@ -27,9 +27,6 @@ from monosemy.metrics import (
 )
 from monosemy.metrics.table import Better, MetricRow, MetricValue
 from monosemy.progress import Task
-
-FIT_TOKENS = 65_536
-"""Training tokens that the baselines are fitted on."""
 
 Baselines = dict[str, Reconstruct]
 
@@ -73,8 +70,7 @@ def run(subject: Subject) -> SuiteResult:
         UserError: a transcoder's input comes after its target.
     """
     dictionary, lm = subject.dictionary, subject.lm
-    fit = LiveActivations(lm, subject.stream("train"), [dictionary.hookpoint, dictionary.explains])
-    rivals, mean = _fit_baselines(dictionary, fit, subject.seed + 1)
+    rivals, mean = _fit_baselines(subject)
     measured = _Measurement(dictionary, lm, rivals, mean)
     measured.run(subject.stream("held_out"), *_sizes(subject))
     return measured.result(subject.draws, subject.seed)
@@ -88,29 +84,26 @@ def _sizes(subject: Subject) -> tuple[int, int]:
 
 def _cost(subject: Subject) -> int:
     tokens, loss_tokens = _sizes(subject)
-    return FIT_TOKENS + tokens + 7 * loss_tokens
+    return baselines.FIT_TOKENS + tokens + 7 * loss_tokens
 
 
-def _fit_baselines(
-    dictionary: Dictionary, fit: LiveActivations, seed: int
-) -> tuple[Baselines, Tensor]:
+def _fit_baselines(subject: Subject) -> tuple[Baselines, Tensor]:
     """Return what the dictionary must beat, and the mean of what it explains."""
-    k, here, there = max(round(dictionary.l0), 1), dictionary.hookpoint, dictionary.explains
+    dictionary, (x, y) = subject.dictionary, subject.sample()
+    k = max(round(dictionary.l0), 1)
     rank = min(k, dictionary.d_in, dictionary.d_out)
+    untrained = baselines.of_coder(subject.untrained())
     if not dictionary.is_transcoder:
-        x = baselines.collect((v[here] for v in fit), FIT_TOKENS)
         return {
             f"PCA-{rank}": baselines.pca(x, rank),
-            "untrained dictionary": baselines.untrained(x, dictionary.width, k, seed),
+            "untrained dictionary": untrained,
             f"{rank} largest neurons": baselines.raw_neurons(x, rank),
         }, x.mean(0)
-    both = baselines.collect((torch.cat([v[here], v[there]], 1) for v in fit), FIT_TOKENS)
-    x, y = (part.contiguous() for part in both.split([dictionary.d_in, dictionary.d_out], 1))
     linear, of_rank = baselines.linear_maps(x, y, rank)
     return {
         "linear map": linear,
         f"rank-{rank} linear map": of_rank,
-        "untrained dictionary": baselines.untrained_transcoder(x, y, dictionary.width, k, seed),
+        "untrained dictionary": untrained,
     }, y.mean(0)
 
 
