@@ -7,6 +7,7 @@ from monosemy.activations.live import (
     LiveActivations,
     can_autocast,
     counted_activations,
+    counted_of,
 )
 from monosemy.activations.recipe import Recipe
 from monosemy.activations.shuffle import ShufflePool
@@ -37,6 +38,7 @@ __all__ = [
     "can_autocast",
     "check_text",
     "counted_activations",
+    "counted_of",
     "repair",
     "require_precision",
     "store_arrays",

@@ -82,8 +82,16 @@ def counted_activations(
     """
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=autocast):
         captured = _capture(lm, batch, hookpoints)
-    counted = batch.counted.to(lm.device)
-    values = {name: x[counted].float() for name, x in captured.items()}
+    return counted_of(captured, batch)
+
+
+def counted_of(captured: Activations, batch: TokenBatch) -> Activations:
+    """Return the counted tokens' activations, in fp32, of those of all: [batch, time, d].
+
+    Raises:
+        UserError: some are NaN or infinite; names the documents they came from.
+    """
+    values = {name: x[batch.counted.to(x.device)].float() for name, x in captured.items()}
     for name, x in values.items():
         _check_finite(x, name, batch)
     return values

@@ -15,8 +15,8 @@ Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Activations [tokens, d_in] -> what explains them, or a transcoder's target, [tokens, d_out],
 and the numbers used for each token [tokens]."""
 
-FIT_TOKENS = 65_536
-"""Training tokens that baselines are fitted on."""
+FIT_TOKENS, FIT_TOKENS_A_DIMENSION = 16_384, 32
+"""Training tokens that baselines are fitted on: at least the one, and the other times d_in."""
 
 RIDGE = 1e-4
 """Penalty of the linear map, in mean variances of its input: it keeps directions that a sample

@@ -204,9 +204,9 @@ def _spliced_scores(subject: Subject, reconstruct: Reconstruct, tasks: Tasks) ->
 
 
 def _controls(subject: Subject) -> dict[str, Reconstruct]:
-    mean = subject.sample()[1].mean(0)
+    mean = subject.sample[1].mean(0)
     return {
-        "untrained dictionary": baselines.of_coder(subject.untrained()),
+        "untrained dictionary": baselines.of_coder(subject.untrained),
         "mean ablation": baselines.constant(mean),
     }
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from monosemy.coders import SparseCoder
 from monosemy.corpus import TokenBatch
-from monosemy.evaluation import baselines
 from monosemy.evaluation.result import Plot, SuiteResult, Table, judge, quantiles, told
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.lm import LM
@@ -105,7 +104,7 @@ def _positions(subject: Subject) -> int:
 def _cost(subject: Subject) -> int:
     context = subject.dictionary.provenance.context
     runs = 1 + ABLATIONS * len(COLUMNS)
-    return baselines.FIT_TOKENS + _positions(subject) * (context + runs * (context + HORIZON) // 2)
+    return subject.fit_tokens + _positions(subject) * (context + runs * (context + HORIZON) // 2)
 
 
 class _Ablations:
@@ -115,7 +114,7 @@ class _Ablations:
         """Fit the untrained dictionary."""
         dictionary = subject.dictionary
         self.coder = dictionary.coder
-        self.untrained = subject.untrained()
+        self.untrained = subject.untrained
         self.mean = dictionary.mean if dictionary.target_mean is None else dictionary.target_mean
         self.random = torch.Generator().manual_seed(subject.seed)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from monosemy.coders import SparseCoder
 from monosemy.corpus import TokenBatch
-from monosemy.evaluation import baselines
 from monosemy.evaluation.result import SuiteResult, Table, judge, told
 from monosemy.evaluation.simulation import Kind, Scores, Simulation, token_rule
 from monosemy.evaluation.splice import spliced
@@ -69,7 +68,7 @@ def run(subject: Subject) -> SuiteResult:
     if not lm.is_causal:
         raise NotMeaningful("patterns look back from a token: the model must predict the next one")
     tokens, count, loss_tokens = _sizes(subject)
-    coders = [subject.dictionary.coder, subject.untrained()]
+    coders = [subject.dictionary.coder, subject.untrained]
     rows, firings = collect_firings(lm, subject.stream("train"), hookpoint, coders, tokens)
     features = _draw(firings, count, subject.seed)
     simulations = {
@@ -104,7 +103,7 @@ def _sizes(subject: Subject) -> tuple[int, int, int]:
 def _cost(subject: Subject) -> int:
     tokens, features, loss_tokens = _sizes(subject)
     contexts = 2 * min(features, subject.dictionary.width) * EXEMPLARS
-    return baselines.FIT_TOKENS + 2 * tokens + _TOKENS_A_CONTEXT * contexts + 8 * loss_tokens
+    return subject.fit_tokens + 2 * tokens + _TOKENS_A_CONTEXT * contexts + 8 * loss_tokens
 
 
 def _draw(firings: list[Firings], count: int, seed: int) -> dict[str, np.ndarray]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from monosemy.activations import counted_activations
 from monosemy.coders import Dictionary
-from monosemy.corpus import TokenBatch, TokenStream
+from monosemy.corpus import TokenBatch
 from monosemy.evaluation import baselines
 from monosemy.evaluation.baselines import Reconstruct
+from monosemy.evaluation.reader import Reader
 from monosemy.evaluation.result import Judgement, SuiteResult, Table, judge, told
-from monosemy.evaluation.splice import spliced
+from monosemy.evaluation.splice import Splices
 from monosemy.evaluation.subject import Subject, Suite
 from monosemy.lm import LM
 from monosemy.metrics import (
@@ -72,7 +72,7 @@ def run(subject: Subject) -> SuiteResult:
     dictionary, lm = subject.dictionary, subject.lm
     rivals, mean = _fit_baselines(subject)
     measured = _Measurement(dictionary, lm, rivals, mean)
-    measured.run(subject.stream("held_out"), *_sizes(subject))
+    measured.run(subject.reader, *_sizes(subject))
     return measured.result(subject.draws, subject.seed)
 
 
@@ -84,15 +84,15 @@ def _sizes(subject: Subject) -> tuple[int, int]:
 
 def _cost(subject: Subject) -> int:
     tokens, loss_tokens = _sizes(subject)
-    return baselines.FIT_TOKENS + tokens + 7 * loss_tokens
+    return subject.fit_tokens + tokens + 7 * loss_tokens
 
 
 def _fit_baselines(subject: Subject) -> tuple[Baselines, Tensor]:
     """Return what the dictionary must beat, and the mean of what it explains."""
-    dictionary, (x, y) = subject.dictionary, subject.sample()
+    dictionary, (x, y) = subject.dictionary, subject.sample
     k = max(round(dictionary.l0), 1)
     rank = min(k, dictionary.d_in, dictionary.d_out)
-    untrained = baselines.of_coder(subject.untrained())
+    untrained = baselines.of_coder(subject.untrained)
     if not dictionary.is_transcoder:
         return {
             f"PCA-{rank}": baselines.pca(x, rank),
@@ -113,28 +113,28 @@ class _Measurement:
     def __init__(self, dictionary: Dictionary, lm: LM, rivals: Baselines, mean: Tensor) -> None:
         self.dictionary, self.lm, self.rivals = dictionary, lm, rivals
         self.columns = ["dictionary", *rivals]
-        ablations = {"mean": mean, "zero": torch.zeros_like(mean)}
-        self.spliced = {
-            "dictionary": baselines.of_dictionary(dictionary),
-            **rivals,
-            **{name: baselines.constant(value) for name, value in ablations.items()},
-        }
+        self.ablations = {"mean": mean, "zero": torch.zeros_like(mean)}
+        self.splices = Splices(lm, dictionary)
         self.reconstructions = {name: Reconstruction(mean) for name in self.columns}
         self.without_skip = Reconstruction(mean)
         self.activity = Activity(dictionary.width)
-        self.loss = LossEffect(list(self.spliced), ablations=list(ablations))
+        self.loss = LossEffect([*self.columns, *self.ablations], list(self.ablations))
         self.documents: dict[str, int] = {}
         self.loss_tokens = 0
 
-    def run(self, stream: TokenStream, tokens: int, loss_tokens: int) -> None:
+    def run(self, reader: Reader, tokens: int, loss_tokens: int) -> None:
         here, there = self.dictionary.hookpoint, self.dictionary.explains
         with Task("evaluate", tokens) as task:
-            for batch in stream:
+            for batch in reader.stream("held_out"):
                 groups = self._groups(batch)
-                values = counted_activations(self.lm, batch, [here, there])
-                self._reconstruct(values[here], values[there], groups[batch.counted])
                 if self.loss_tokens < loss_tokens and self.lm.is_causal:
-                    self._splice(batch, groups)
+                    original, values = self.splices.original(batch)
+                    reader.keep(batch, values)
+                    made = self._reconstruct(values[here], values[there], groups[batch.counted])
+                    self._splice(batch, groups, original, made | self.ablations)
+                else:
+                    values = reader.activations(batch)
+                    self._reconstruct(values[here], values[there], groups[batch.counted])
                 task.advance(len(values[here]))
                 if self.activity.n_tokens >= tokens:
                     break
@@ -145,36 +145,32 @@ class _Measurement:
         return torch.tensor([*numbers, 0])[batch.document]
 
     @torch.no_grad()
-    def _reconstruct(self, x: Tensor, y: Tensor, groups: Tensor) -> None:
+    def _reconstruct(self, x: Tensor, y: Tensor, groups: Tensor) -> dict[str, Tensor]:
+        """Add a batch to the sums; return what each column makes of it."""
         coder = self.dictionary.coder
         out, code = coder.reconstruct(x)
         self.activity.update(code.values, code.indices, len(x))
-        self.reconstructions["dictionary"].update(y, out, code.l0, groups)
         if coder.W_skip is not None:
             # Held at its mean: left out altogether it would shift every prediction too.
             skipped = (x - self.dictionary.mean.to(x)) @ coder.W_skip.T
             self.without_skip.update(y, out - skipped, code.l0, groups)
-        for name, reconstruct in self.rivals.items():
-            self.reconstructions[name].update(y, *reconstruct(x), groups)
+        made = {"dictionary": (out, code.l0)}
+        made |= {name: reconstruct(x) for name, reconstruct in self.rivals.items()}
+        for name, (values, used) in made.items():
+            self.reconstructions[name].update(y, values, used, groups)
+        return {name: values for name, (values, _) in made.items()}
 
-    def _splice(self, batch: TokenBatch, groups: Tensor) -> None:
-        """Run the model once as it is and once with each reconstruction in place."""
+    def _splice(
+        self, batch: TokenBatch, groups: Tensor, original: Tensor, made: Mapping[str, Tensor]
+    ) -> None:
+        """Add what the model predicts with each reconstruction in place of the activations."""
         targets = batch.tokens.roll(-1, dims=1)
         same = batch.document.roll(-1, dims=1) == batch.document
         same[:, -1] = False
         counted = batch.counted & same
-        original = self.lm.logits(batch.tokens, attention_mask=batch.attention_mask)
-        self.loss.update(original.cpu(), self._variants(batch), targets, counted, groups)
+        spliced = ((name, self.splices.spliced(batch, values)) for name, values in made.items())
+        self.loss.update(original, spliced, targets, counted, groups)
         self.loss_tokens += int(counted.sum())
-
-    def _variants(self, batch: TokenBatch) -> Iterator[tuple[str, Tensor]]:
-        for name, reconstruct in self.spliced.items():
-            yield name, self._logits_with(batch, reconstruct)
-
-    def _logits_with(self, batch: TokenBatch, reconstruct: Reconstruct) -> Tensor:
-        """Return logits with what is made of the input put in place of what it explains."""
-        with spliced(self.lm, self.dictionary, reconstruct, batch.counted):
-            return self.lm.logits(batch.tokens, attention_mask=batch.attention_mask).cpu()
 
     def result(self, draws: int, seed: int) -> SuiteResult:
         weights = bootstrap_weights(len(self.documents), draws, seed)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from monosemy.activations import LiveActivations
 from monosemy.coders import Dictionary, SparseCoder
 from monosemy.corpus import Corpus, LabelledCorpus, Part, TokenStream
 from monosemy.evaluation import baselines
+from monosemy.evaluation.reader import Reader
 from monosemy.evaluation.result import SuiteResult
 from monosemy.evaluation.tasks import Tasks
 from monosemy.lm import LM
@@ -29,7 +29,7 @@ class NotMeaningful(Exception):
     """A suite would give a number that means nothing here; says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """A dictionary in its model, on text, and how thoroughly it is to be measured."""
 
@@ -51,43 +51,34 @@ class Subject:
     """Labelled text, for suites that ask what features know of it; None: concepts of the corpus."""
     checkpoints: Path | None = None
     """Folder of the model's checkpoints, for the share of pre-training compute."""
-    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Text and its activations, for every suite."""
+        return Reader(self.dictionary, self.lm, self.corpus)
 
     def stream(self, part: Part) -> TokenStream:
         """Return text cut into rows, and counted, as in training."""
-        return self.dictionary.provenance.stream(self.lm, self.corpus, part)
+        return self.reader.stream(part)
 
-    def sample(
-        self, tokens: int = baselines.FIT_TOKENS
-    ) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"]]:
-        """Return activations of training text, for baselines to be fitted on.
+    @property
+    def fit_tokens(self) -> int:
+        """Training tokens that baselines are fitted on."""
+        return max(baselines.FIT_TOKENS, baselines.FIT_TOKENS_A_DIMENSION * self.dictionary.d_in)
 
-        What the dictionary encodes, and what it explains; read once for all suites.
-        """
-        here, there = self.dictionary.hookpoint, self.dictionary.explains
-        if len(self._kept.get("sample", [()])[0]) < min(tokens, self._kept.get("all", tokens)):
-            names = list(dict.fromkeys([here, there]))
-            fit = LiveActivations(self.lm, self.stream("train"), names)
-            both = baselines.collect((torch.cat([v[n] for n in names], 1) for v in fit), tokens)
-            if len(both) < tokens:
-                self._kept["all"] = len(both)
-            x = both[:, : self.dictionary.d_in].contiguous()
-            y = both[:, self.dictionary.d_in :].contiguous() if there != here else x
-            self._kept["sample"] = x, y
-        x, y = self._kept["sample"]
-        return x[:tokens], y[:tokens]
+    @cached_property
+    def sample(self) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"]]:
+        """Activations of training text, for baselines: what is encoded, and what explained."""
+        return self.reader.sample(self.fit_tokens)
 
+    @cached_property
     def untrained(self) -> SparseCoder:
-        """Return an untrained dictionary as wide as the subject's, of as many features a token."""
-        if "untrained" not in self._kept:
-            d, (x, y) = self.dictionary, self.sample()
-            size = (d.width, max(round(d.l0), 1), self.seed + 1)
-            self._kept["untrained"] = (
-                baselines.untrained_transcoder_coder(x, y, *size)
-                if d.is_transcoder
-                else baselines.untrained_coder(x, *size)
-            )
-        return self._kept["untrained"]
+        """An untrained dictionary as wide as the subject's, of as many features a token."""
+        d, (x, y) = self.dictionary, self.sample
+        size = (d.width, max(round(d.l0), 1), self.seed + 1)
+        if d.is_transcoder:
+            return baselines.untrained_transcoder_coder(x, y, *size)
+        return baselines.untrained_coder(x, *size)
 
     def size(self, name: str, quick: T, standard: T, full: T) -> T:
         """Return how much of something is measured at this tier, or as asked."""

@@ -4,6 +4,7 @@ from monosemy.lm.hookpoints import HookPoint
 from monosemy.lm.hooks import Edit
 from monosemy.lm.lm import LM, Steerable
 from monosemy.lm.load import empty_model
+from monosemy.lm.replay import Replay
 from monosemy.lm.texts import chat_document, generate_documents
 from monosemy.lm.unembedding import Unembedding
 
@@ -11,6 +12,7 @@ __all__ = [
     "LM",
     "Edit",
     "HookPoint",
+    "Replay",
     "Steerable",
     "Unembedding",
     "chat_document",

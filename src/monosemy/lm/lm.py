@@ -197,6 +197,22 @@ class LM:
             raise loaded_in_part(f"no `{name}`", str(self.upto))
         return found if isinstance(found, HookPoint) else self._module_hookpoint(found)
 
+    def blocks_before(self, name: str) -> list[nn.Module]:
+        """Return the blocks that an edit at a hook point leaves as they are, in their order.
+
+        Where the hook point is a block's own output, that block is among them. None where it is
+        not known when the hook point's module runs.
+
+        Raises:
+            UserError: unknown hook point.
+        """
+        path = self.hookpoint(name).path
+        stage, modules = self._layout.stage_of(path), self._layout.modules
+        paths = [f"{self._layout.blocks}.{i}" for i in range(stage or 0)]
+        if path == f"{self._layout.blocks}.{stage}":
+            paths.append(path)
+        return [modules[path] for path in paths]
+
     def _holds(self, path: str) -> bool:
         """Say whether a module is there and runs no later than the last that was loaded."""
         if self._last is None:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from monosemy.metrics.groups import GroupSums
 
+_AT_ONCE = 2**20
+"""Logits compared at a time: few enough to stay in a processor's cache."""
+
 
 class LossEffect:
     """Cross-entropy and KL divergence, in nats a token, of a model with replaced activations.
@@ -38,15 +41,15 @@ class LossEffect:
         `replaced` yields every variant once, by name; made one at a time, only one set of logits
         is held beside the original's.
         """
-        target = targets[counted]
-        log_p = torch.log_softmax(original[counted].float(), -1)
-        columns = {"original": [torch.ones(len(target)), _cross_entropy(log_p, target)]}
-        p = log_p.exp()
+        where = counted.to(original.device)
+        target = targets.to(original.device)[where]
+        log_p = torch.log_softmax(original[where].float(), -1)
+        columns = {"original": [torch.ones(len(target)), -log_p.gather(-1, target[:, None])[:, 0]]}
+        normaliser = torch.logsumexp(original[where].float(), -1)
         for name, logits in replaced:
-            log_q = torch.log_softmax(logits[counted].float(), -1)
-            columns[name] = [_cross_entropy(log_q, target), (p * (log_p - log_q)).sum(-1).cpu()]
+            columns[name] = _compare(logits, where, target, log_p, normaliser)
         ordered = [c for name in ("original", *self.variants) for c in columns[name]]
-        rows = torch.stack([column.double() for column in ordered], 1).numpy()
+        rows = torch.stack([column.double().cpu() for column in ordered], 1).numpy()
         self._sums.add(rows, None if groups is None else groups[counted].cpu().numpy())
 
     def compute(self) -> dict[str, dict[str, float]]:
@@ -74,5 +77,26 @@ class LossEffect:
         return figures
 
 
-def _cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
-    return -log_p.gather(-1, target[:, None])[:, 0].cpu()
+def _compare(
+    logits: Float[Tensor, "batch time vocab"],
+    where: Bool[Tensor, "batch time"],
+    target: Int[Tensor, " tokens"],
+    log_p: Float[Tensor, "tokens vocab"],
+    normaliser: Float[Tensor, " tokens"],
+) -> list[Tensor]:
+    """Return each token's cross-entropy, and its divergence from the original's distribution.
+
+    `normaliser` is the log-sum-exp of the original's logits. Measured from it, the variant's are
+    of the size of `log_p`, and where both agree their rounding does too.
+    """
+    rows, ce, kl = where.flatten().nonzero()[:, 0], [], []
+    flat = logits.reshape(-1, logits.shape[-1])
+    size = max(_AT_ONCE // logits.shape[-1], 1)
+    for some, t, p, n in zip(
+        *(x.split(size) for x in (rows, target, log_p, normaliser)), strict=True
+    ):
+        q = flat[some].float().sub_(n[:, None])
+        sums = torch.logsumexp(q, -1)
+        ce.append(sums - q.gather(-1, t[:, None])[:, 0])
+        kl.append(torch.linalg.vecdot(p.exp(), p - q) + sums)
+    return [torch.cat(ce), torch.cat(kl)]
