@@ -108,12 +108,25 @@ def make_subject(
         dictionary = adopt(dictionary, lm, corpus, hookpoint)
     else:
         corpus = open_dictionary_corpus(run, data)
+        _check_held_out(dictionary, corpus)
         lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
         if lm.is_causal:
             lm.require_whole("the effect on the loss cannot be measured")
         attach(dictionary, lm)
     beside = [_beside(dictionary, other, lm, corpus) for other in others]
     return Subject(dictionary, lm, corpus, others=beside, **settings)
+
+
+def _check_held_out(dictionary: Dictionary, corpus: Corpus) -> None:
+    """See that what is held out was held out in training: shares are nested, by a hash of texts."""
+    mine, its = corpus.describe(), dict(dictionary.provenance.corpus)
+    share = its.pop("held_out", None)
+    if share is not None and corpus.held_out > share and all(mine[n] == v for n, v in its.items()):
+        raise UserError(
+            f"{corpus.name} holds out {corpus.held_out:g} of its documents, but the dictionary was "
+            f"trained on all but {share:g} of them",
+            f"hold out {share:g} or less, or take other text",
+        )
 
 
 def _beside(dictionary: Dictionary, other: Any, lm: LM, corpus: Corpus) -> Dictionary:

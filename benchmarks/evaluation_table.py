@@ -1,0 +1,145 @@
+"""Every architecture, three seeds, every suite, with verdicts: one table, made by one command.
+
+    python benchmarks/evaluation_table.py [--quick] [--docs FILE] [--json FILE] [--out FOLDER]
+
+Dictionaries of 2,048 features on the middle of the embedded model's residual stream, trained on one
+pass of the model at L0 32 with the defaults of `monosemy train`, and measured by every suite at the
+sizes of the tier `quick`. What is done stays in FOLDER: started again, the command goes on.
+"""
+
+import json
+import random
+import re
+from pathlib import Path
+from statistics import mean
+
+import torch
+from claims import Claim, parser, report, write_between
+
+from monosemy import LM, evaluate, open_corpus, sweep
+from monosemy.coders import ARCHITECTURES, Dictionary
+from monosemy.evaluation import SUITES, Tasks
+
+HOOKPOINT, WIDTH, L0 = "layers.2", 2048, 32
+SEEDS = (0, 1, 2)
+QUESTIONS, TASK_NAME = 100, "next_line"
+TASK = """\
+task: next_line
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+
+
+def main():
+    options = parser(__doc__, docs=True)
+    options.add_argument("--out", type=Path, default=Path("runs/evaluation-table"))
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    lm, corpus = LM("builtin:stdlib", device="cpu"), open_corpus("builtin:stdlib")
+    architectures = ["batch_topk", "relu"] if args.quick else list(ARCHITECTURES)
+    seeds = SEEDS[:2] if args.quick else SEEDS
+    folders = trained(lm, corpus, architectures, seeds, args.out, quick=args.quick)
+    tasks = Tasks((TASK_NAME,), questions(corpus, args.out / "tasks"), samples=QUESTIONS)
+    found = {
+        architecture: [measured(lm, corpus, own, mine, tasks) for own in mine]
+        for architecture, mine in folders.items()
+    }
+    text = table(found)
+    print(text)
+    if args.docs:
+        write_between(args.docs, Path(__file__).name, text)
+    wins = [one["wins"] for every in found.values() for one in every]
+    report([Claim("dictionaries_that_win", mean(wins), 0.0, "share", True)], args.json)
+
+
+def trained(lm, corpus, architectures, seeds, out, *, quick):
+    """Return each architecture's run folders, one a seed."""
+    if not (out / "runs").exists():
+        draft = out / "draft"
+        sweep(
+            lm,
+            corpus,
+            [HOOKPOINT],
+            grid={"architecture": architectures, "k": [L0], "target_l0": [L0], "seed": seeds},
+            width=WIDTH,
+            tokens=100_000 if quick else 524_288,
+            out=draft,
+        )
+        draft.rename(out / "runs")
+    folders = {name: [] for name in architectures}
+    for folder in sorted(path.parent for path in (out / "runs").glob("*/dictionary")):
+        folders[Dictionary.from_pretrained(folder).coder.architecture].append(folder)
+    return folders
+
+
+def questions(corpus, folder):
+    """Write a task for `lm-eval`: which of four lines of held-out source comes next."""
+    draw, rows = random.Random(0), []
+    documents = [document.text.splitlines() for document in corpus.documents("held_out")]
+    lines = [line for text in documents for line in text if len(line.strip()) > 20]
+    while len(rows) < QUESTIONS:
+        text = draw.choice(documents)
+        at = draw.randrange(len(text))
+        if at < 8 or len(text[at].strip()) <= 20:
+            continue
+        choices = [text[at], *draw.sample(lines, 3)]
+        draw.shuffle(choices)
+        question = "\n".join(text[at - 8 : at]) + "\n"
+        rows.append({"question": question, "choices": choices, "answer": choices.index(text[at])})
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / f"{TASK_NAME}.jsonl").resolve()
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{TASK_NAME}.yaml").write_text(TASK.format(file=file))
+    return folder
+
+
+def measured(lm, corpus, folder, seeds, tasks):
+    """Return what every suite finds of a dictionary beside those of the other seeds, as JSON."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        others = [Dictionary.from_pretrained(other) for other in seeds if other != folder]
+        result = evaluate(
+            Dictionary.from_pretrained(folder),
+            lm,
+            corpus,
+            tier="quick",
+            suites=list(SUITES),
+            others=others,
+            tasks=tasks,
+        )
+        path.with_suffix(".draft").write_text(json.dumps(result.to_dict()))
+        path.with_suffix(".draft").rename(path)
+        print(f"{folder.name}: {result.verdict}", flush=True)
+    return json.loads(path.read_text())
+
+
+def table(found):
+    """Return figures, a row each, of architectures, a column each: the mean of seeds, and range."""
+    rows = [["", *found], ["---"] * (1 + len(found))]
+    for suite in SUITES:
+        for title, name in figures(found, suite):
+            cells = [cell([value(one, suite, title, name) for one in every]) for every in found.values()]
+            rows.append([f"{suite}: {name}", *cells])
+    rows.append(["**verdict**", *(verdicts(every) for every in found.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def figures(found, suite):
+    """Yield the title and row of every figure that a suite gives of some dictionary."""
+    seen = {}
+    for every in found.values():
+        for one in every:
+            for result in one["suites"]:
+                if result["suite"] == suite:
+                    for each in result["tables"]:
+                        for row in each["rows"]:
+                            if row["values"][0] is not None:
+                                seen[each["title"], row["name"]] = None
+    return list(seen)
