@@ -183,7 +183,7 @@ def test_a_projection_has_no_bias_though_it_is_shorter() -> None:
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 100), size=st.sampled_from([1, 7, 2**18]))
+@given(seed=st.integers(0, 100), size=st.sampled_from([35, 2**18]))
 def test_agreement_is_that_of_double_precision(seed: int, size: int) -> None:
     """Products in single precision, sums in double: digits beyond the sixth may differ."""
     generator = torch.Generator().manual_seed(seed)
