@@ -145,7 +145,8 @@ def changed(subject: Subject, **weights: Tensor) -> Subject:
     for name, weight in weights.items():
         getattr(coder, name).data.copy_(weight)
     other = replace(subject, dictionary=replace(subject.dictionary, coder=coder))
-    other._kept.update(subject._kept)
+    for name in ("reader", "sample", "untrained"):
+        vars(other)[name] = getattr(subject, name)
     return other
 
 
@@ -249,7 +250,7 @@ def test_planted_classes_are_found(subject: Subject) -> None:
     z[:, 3:6] = torch.rand(n, 3, generator=random) * (torch.rand(n, 3, generator=random) < 0.3)
     coder = copy.deepcopy(subject.dictionary.coder)
     coder.W_dec.data[4] = -coder.W_dec.data[5]
-    coder.W_dec.data[3] = subject.sample()[1].mean(0)
+    coder.W_dec.data[3] = subject.sample[1].mean(0)
     codes = [Code.from_mask(part, part > 0) for part in z.split(1000)]
     parts = {name: list(numbers.split(1000)) for name, numbers in groups.items()}
     member = classify(subject, coder, torch.arange(6), codes, parts)

@@ -15,10 +15,8 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from monosemy.activations import counted_activations
 from monosemy.coders import Code, SparseCoder
 from monosemy.corpus import TokenBatch
-from monosemy.evaluation import baselines
 from monosemy.evaluation.result import Plot, SuiteResult, Table, joined
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.metrics import bootstrap_weights, interval
@@ -110,7 +108,7 @@ def run(subject: Subject) -> SuiteResult:
     Raises:
         NotMeaningful: fewer than two features fire.
     """
-    coders = {COLUMNS[0]: subject.dictionary.coder, COLUMNS[1]: subject.untrained()}
+    coders = {COLUMNS[0]: subject.dictionary.coder, COLUMNS[1]: subject.untrained}
     text = _read(subject, coders)
     live = {name: torch.from_numpy(text.firing[name].counts > 0) for name in coders}
     fires = int(live[COLUMNS[0]].sum())
@@ -140,7 +138,7 @@ def _tokens(subject: Subject) -> int:
 
 
 def _cost(subject: Subject) -> int:
-    return baselines.FIT_TOKENS + _tokens(subject)
+    return subject.fit_tokens + _tokens(subject)
 
 
 @torch.no_grad()
@@ -151,7 +149,7 @@ def _read(subject: Subject, coders: Mapping[str, SparseCoder]) -> _Text:
     here, total, seen = subject.dictionary.hookpoint, _tokens(subject), 0
     with Task("health", total) as task:
         for batch in subject.stream("held_out"):
-            x = counted_activations(subject.lm, batch, [here])[here]
+            x = subject.reader.activations(batch)[here]
             groups = _groups(batch, text.documents)
             for name, coder in coders.items():
                 code = coder.encode_sparse(x)
@@ -322,7 +320,7 @@ def classify(
         groups: `position`, `token`, `document`: a number for each of these tokens.
     """
     directions = coder.W_dec.detach().cpu().float()
-    axes = _axes(subject.sample(CLASS_TOKENS)[1])
+    axes = _axes(subject.sample[1][:CLASS_TOKENS])
     chosen = directions[features]
     along = (chosen @ axes).square().sum(1) / chosen.square().sum(1)
     columns = [direction_cosines(directions, features).opposite < -SAME, along > 0.5]
@@ -568,7 +566,7 @@ def _result(
     firing = text.firing[COLUMNS[0]]
     figures = _figures(text, found)
     rows = [_row(figure, found) for figure in figures if figure.name in found[COLUMNS[0]]]
-    coders = {COLUMNS[0]: subject.dictionary.coder, COLUMNS[1]: subject.untrained()}
+    coders = {COLUMNS[0]: subject.dictionary.coder, COLUMNS[1]: subject.untrained}
     classes, dense = _class_table(subject, text, coders)
     asking = [row.name for row in rows if row.remedy]
     judged = sum(bool(row.judgement) for row in rows)
