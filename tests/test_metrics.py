@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from monosemy.metrics import Activity, LossEffect, Reconstruction, bootstrap_weights, interval
+from monosemy.evaluation.baselines import pca
+from monosemy.metrics import (
+    Activity,
+    LossEffect,
+    Reconstruction,
+    bootstrap_weights,
+    interval,
+    reconstruction,
+)
 
 
 def figures(x: Tensor, xhat: Tensor, mean: Tensor | None = None) -> dict[str, float]:
@@ -145,3 +153,63 @@ def test_bootstrap_weights_draw_as_many_groups_as_there_are() -> None:
     weights = bootstrap_weights(17, 50)
     assert weights.shape == (50, 17)
     assert np.all(weights.sum(1) == 17)
+
+
+def test_half_the_reconstruction_has_ratio_and_bias_of_a_half() -> None:
+    x = torch.randn(300, 6) + 4
+    found = figures(x, x / 2, torch.zeros(6))
+    assert found["cosine"] == pytest.approx(1)
+    for name in ("l2_ratio", "relative_bias", "l2_ratio_centred", "relative_bias_centred"):
+        assert found[name] == pytest.approx(0.5)
+    assert figures(x, 2 * x)["relative_bias"] == pytest.approx(2)
+    assert figures(x, x)["l2_ratio_centred"] == figures(x, x)["relative_bias"] == 1
+
+
+def test_a_shared_mean_hides_shrinkage_until_it_is_taken_out() -> None:
+    x = torch.randn(500, 6) + 20
+    mean = x.mean(0)
+    found = figures(x, mean + (x - mean) / 2)
+    assert found["l2_ratio_centred"] == pytest.approx(0.5, abs=1e-4)
+    assert found["relative_bias_centred"] == pytest.approx(0.5, abs=1e-4)
+    assert found["l2_ratio"] > 0.99 and found["relative_bias"] > 0.99
+
+
+def test_a_projection_has_no_bias_though_it_is_shorter() -> None:
+    x = torch.randn(400, 8) @ torch.randn(8, 8) + 3
+    reconstruction, _ = pca(x, 3)(x)
+    found = figures(x, reconstruction)
+    assert found["relative_bias_centred"] == pytest.approx(1, abs=1e-5)
+    assert found["l2_ratio_centred"] < 0.95
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 100), size=st.sampled_from([35, 2**18]))
+def test_agreement_is_that_of_double_precision(seed: int, size: int) -> None:
+    """Products in single precision, sums in double: digits beyond the sixth may differ."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(200, 5, generator=generator) + 3
+    xhat = x + 0.5 * torch.randn(200, 5, generator=generator)
+    groups = torch.randint(0, 9, (200,), generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruction, "_CHUNK", size)
+        sums = Reconstruction(x.mean(0))
+        sums.update(x, xhat, groups=groups)
+    a, b = x.double(), xhat.double()
+    expected = {
+        "fvu": (a - b).square().sum() / (a - a.mean(0)).square().sum(),
+        "cosine": torch.nn.functional.cosine_similarity(a, b, dim=1).mean(),
+        "l2_ratio": (b.norm(dim=1) / a.norm(dim=1)).mean(),
+        "relative_bias": b.square().sum() / (a * b).sum(),
+    }
+    for name, value in expected.items():
+        assert sums.compute()[name] == pytest.approx(value.item(), rel=1e-6)
+    first = Reconstruction(x.mean(0))
+    first.update(x[groups == 4], xhat[groups == 4])
+    alone = sums.resample(np.eye(9)[4:5])
+    assert alone["fvu"][0] == pytest.approx(first.compute()["fvu"], rel=1e-6)
+
+
+def test_tokens_of_norm_zero_break_nothing() -> None:
+    x = torch.zeros(4, 3)
+    found = figures(x, torch.ones(4, 3))
+    assert (found["l2_ratio"], found["cosine"]) == (0, 0)

@@ -58,11 +58,14 @@ class Table:
                 "" if v is None else f"{v.value:.3f} [{v.low:.3f}, {v.high:.3f}]"
                 for v in row.values
             ]
-            lines.append(f"{row.name:28}" + "".join(f"{cell:>28}" for cell in cells))
+            said = "; ".join(filter(None, [row.judgement, row.remedy]))
+            lines.append(f"{row.name:28}" + "".join(f"{cell:>28}" for cell in cells) + f"  {said}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(name)}</th>" for name in [self.title, *self.columns])
+        said = ["judgement", "remedy"] if any(row.judgement for row in self.rows) else []
+        names = [self.title, *self.columns, *said]
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
         body = "".join(
             f"<tr><th>{escape(row.name)}</th>"
             + "".join(
@@ -71,6 +74,7 @@ class Table:
                 else f"<td title='95%: {v.low:.4g} to {v.high:.4g}'>{v.value:.3f}</td>"
                 for v in row.values
             )
+            + "".join(f"<td>{escape(getattr(row, what))}</td>" for what in said)
             + "</tr>"
             for row in self.rows
         )

@@ -12,6 +12,7 @@ from monosemy.evaluation import (
     benchmarks,
     causal,
     explanations,
+    health,
     reconstruction,
     recovery,
     stability,
@@ -23,6 +24,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         reconstruction.SUITE,
+        health.SUITE,
         explanations.SUITE,
         causal.SUITE,
         stability.SUITE,

@@ -28,6 +28,8 @@ class MetricRow:
         better: which way is better; "" where neither is.
         explanation: one sentence for readers who do not know the metric.
         values: one a column; None where the metric does not apply.
+        judgement: what the first column's value says, in plain words; "" where nothing is said.
+        remedy: what to do about it; "" where nothing is to be done.
     """
 
     name: str
@@ -35,3 +37,5 @@ class MetricRow:
     better: Better
     explanation: str
     values: list[MetricValue | None]
+    judgement: str = ""
+    remedy: str = ""

@@ -105,6 +105,9 @@ def figures_table(figures: Figures) -> Table:
     table.add_column(figures.title, no_wrap=True)
     for index, column in enumerate(figures.columns):
         table.add_column(Text(column), style="" if index else "#c07a2c")
+    judged = any(row.judgement for row in figures.rows)
+    if judged:
+        table.add_column("judgement, remedy", min_width=24)
     for row in figures.rows:
         unit = f" {row.unit}" if row.unit not in ("", "share", "%") else ""
         name = Text.assemble((row.name, "bold"), (f"{unit} {_ARROWS[row.better]}", "dim"))
@@ -116,6 +119,9 @@ def figures_table(figures: Figures) -> Table:
             style = "bold" if cell.best else ""
             interval = f"\n{cell.interval}" if cell.interval else ""
             cells.append(Text.assemble((cell.value, style), (interval, "dim not bold")))
+        if judged:
+            remedy = f"\n{row.remedy}" if row.remedy else ""
+            cells.append(Text.assemble((row.judgement, "dim"), remedy))
         table.add_row(name, *cells)
     return table
 
