@@ -9,7 +9,6 @@ sizes of the tier `quick`. What is done stays in FOLDER: started again, the comm
 
 import json
 import random
-import re
 from pathlib import Path
 from statistics import mean
 
@@ -35,6 +34,11 @@ doc_to_target: answer
 target_delimiter: ""
 metric_list: [{{metric: acc}}]
 """
+
+FIGURES = {
+    "reconstruction": ["FVU", "L0", "CE increase", "loss recovered (mean)", "KL"],
+}
+"""Suite -> rows of its tables that are shown."""
 
 
 def main():
@@ -123,23 +127,43 @@ def measured(lm, corpus, folder, seeds, tasks):
 def table(found):
     """Return figures, a row each, of architectures, a column each: the mean of seeds, and range."""
     rows = [["", *found], ["---"] * (1 + len(found))]
-    for suite in SUITES:
-        for title, name in figures(found, suite):
-            cells = [cell([value(one, suite, title, name) for one in every]) for every in found.values()]
+    for suite, names in FIGURES.items():
+        for name in names:
+            cells = [cell([value(one, suite, name) for one in every]) for every in found.values()]
             rows.append([f"{suite}: {name}", *cells])
     rows.append(["**verdict**", *(verdicts(every) for every in found.values())])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def figures(found, suite):
-    """Yield the title and row of every figure that a suite gives of some dictionary."""
-    seen = {}
-    for every in found.values():
-        for one in every:
-            for result in one["suites"]:
-                if result["suite"] == suite:
-                    for each in result["tables"]:
-                        for row in each["rows"]:
-                            if row["values"][0] is not None:
-                                seen[each["title"], row["name"]] = None
-    return list(seen)
+def value(one, suite, name):
+    """Return the dictionary's figure in one evaluation; None where there is none."""
+    for result in one["suites"]:
+        for each in result["tables"] if result["suite"] == suite else ():
+            for row in each["rows"]:
+                if row["name"] == name and row["values"][0] is not None:
+                    return row["values"][0]["value"]
+    return None
+
+
+def cell(values):
+    """Return the mean of seeds, and their range."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    low, high = f"{min(known):.3f}", f"{max(known):.3f}"
+    return low if low == high else f"{mean(known):.3f} ({low} to {high})"
+
+
+def verdicts(every):
+    """Say how many comparisons with baselines each seed's dictionary won and lost."""
+    counts = []
+    for one in every:
+        outcomes = [j["outcome"] for suite in one["suites"] for j in suite["judgements"]]
+        won, lost = outcomes.count("wins against"), outcomes.count("loses to")
+        counts.append(f"{won} won, {lost} lost of {len(outcomes)}")
+    better = sum(one["wins"] for one in every)
+    return f"{better} of {len(every)} better than baselines: {'; '.join(counts)}"
+
+
+if __name__ == "__main__":
+    main()

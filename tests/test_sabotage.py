@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from handmade import exact
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from monosemy.coders import Code, Dictionary, ReLU, SparseCoder
+from monosemy.coders import Code, Dictionary, ReLU, SparseCoder, attach
 from monosemy.corpus import Corpus, Document, TokenBatch, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import SuiteResult, evaluate
@@ -40,7 +41,12 @@ def batches(dictionary: Dictionary, lm: LM, corpus: Corpus) -> list[tuple[TokenB
     return [(b, lm.capture(b.tokens, [HOOKPOINT])[HOOKPOINT][b.counted]) for b in stream]
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
+def plant(
+    monkeypatch: pytest.MonkeyPatch,
+    dictionary: Dictionary,
+    lm: LM,
+    change: Callable[[Tensor], Tensor],
+) -> None:
     """Change what a dictionary gives back, but not the untrained one beside it."""
     honestly = ReLU.reconstruct
 
@@ -49,6 +55,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -
         return change(out), code
 
     monkeypatch.setattr(ReLU, "reconstruct", changed)
+    with pytest.raises(UserError, match="does not fit"):
+        attach(dictionary, lm)  # the first to notice
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "attach", lambda *_: None)
 
 
 def test_a_dictionary_scaled_by_two_is_seen(
@@ -56,7 +65,7 @@ def test_a_dictionary_scaled_by_two_is_seen(
 ) -> None:
     """Its FVU is E||x||^2 over the variance, its bias 2; a cosine sees nothing."""
     x = torch.cat([values for _, values in batches(honest, lm, corpus)]).double()
-    plant(monkeypatch, lambda out: 2 * out)
+    plant(monkeypatch, honest, lm, lambda out: 2 * out)
     found = measured(honest, lm, corpus)
     assert found.value("FVU") == pytest.approx(
         float(x.square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5
@@ -83,7 +92,7 @@ def test_a_position_off_by_one_is_seen(
             logits = lm.logits(batch.tokens)[:, :-1]
         same = batch.counted[:, :-1] & (batch.document[:, 1:] == batch.document[:, :-1])
         losses.append(cross_entropy(logits[same], batch.tokens[:, 1:][same], reduction="none"))
-    plant(monkeypatch, lambda out: out.roll(1, 0))
+    plant(monkeypatch, honest, lm, lambda out: out.roll(1, 0))
     found = measured(honest, lm, corpus)
     assert found.value("FVU") == pytest.approx(
         float(error / (x - x.mean(0)).square().sum()), rel=1e-5
@@ -102,14 +111,15 @@ def test_a_leaked_document_stays_out(honest: Dictionary, lm: LM, texts: list[str
     kept = {document.id for document in both.documents("held_out")}
     assert kept == {document.id for document in plain.documents("held_out")}
     first, second = measured(honest, lm, plain), measured(honest, lm, both)
-    assert first.context["documents"] == second.context["documents"] == len(kept)
-    assert first.context["ce"]["original"] == pytest.approx(second.context["ce"]["original"])
+    for figure in ("documents", "tokens"):
+        assert first.context[figure] == second.context[figure] > 0
+    assert first.context["documents"] == len(kept)
 
 
 def test_a_corpus_that_holds_out_more_than_training_did_is_refused(
     honest: Dictionary, lm: LM, corpus: Corpus
 ) -> None:
     more = Corpus(corpus.source, held_out=0.5)
-    with pytest.raises(UserError, match="holds out 0.5") as caught:
+    with pytest.raises(UserError, match="holds out") as caught:
         measured(honest, lm, more)
     assert "0.25" in str(caught.value.hint)

@@ -2,7 +2,7 @@
 
 from monosemy.metrics.activity import Activity
 from monosemy.metrics.detection import detection
-from monosemy.metrics.groups import GroupSums, bootstrap_weights
+from monosemy.metrics.groups import Breakdown, GroupSums, bootstrap_weights
 from monosemy.metrics.loss import LossEffect
 from monosemy.metrics.reconstruction import FORMULAS, Reconstruction, interval
 from monosemy.metrics.recovery import mean_max_cosine, recovery_f1
@@ -11,6 +11,7 @@ from monosemy.metrics.sparsity import effect_sparsity
 __all__ = [
     "FORMULAS",
     "Activity",
+    "Breakdown",
     "GroupSums",
     "LossEffect",
     "Reconstruction",

@@ -25,6 +25,10 @@ class GroupSums:
         starts = np.searchsorted(inverse[order], np.arange(len(names)))
         self._sums[names] += np.add.reduceat(rows[order], starts, axis=0)
 
+    def each(self) -> np.ndarray:
+        """Return the sums of each group: [groups, columns]."""
+        return self._sums
+
     def total(self) -> np.ndarray:
         """Return the sum over all groups: [1, columns]."""
         return self._sums.sum(0, keepdims=True)
@@ -32,6 +36,33 @@ class GroupSums:
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """Return weighted sums over groups: weights [draws, groups] -> [draws, columns]."""
         return weights[:, : len(self._sums)] @ self._sums
+
+
+class Breakdown:
+    """Running sums of rows in double precision, for each kind of token and each group."""
+
+    def __init__(self, kinds: int, columns: int) -> None:
+        self._kinds, self._columns = kinds, columns
+        self._sums = GroupSums(columns)
+
+    def add(self, rows: np.ndarray, kinds: np.ndarray, groups: np.ndarray) -> None:
+        """Add rows [n, columns], each of a kind and a group [n]."""
+        self._sums.add(rows, groups * self._kinds + kinds)
+
+    def total(self) -> np.ndarray:
+        """Return the sums over all groups: [1, kinds, columns]."""
+        return self._by_group().sum(0, keepdims=True)
+
+    def weighted(self, weights: np.ndarray) -> np.ndarray:
+        """Return weighted sums over groups: weights [draws, groups] -> [draws, kinds, columns]."""
+        sums = self._by_group()
+        return np.einsum("dg,gkc->dkc", weights[:, : len(sums)], sums, optimize=True)
+
+    def _by_group(self) -> np.ndarray:
+        sums = self._sums.each()
+        missing = -len(sums) % self._kinds
+        whole = np.pad(sums, ((0, missing), (0, 0)))
+        return whole.reshape(-1, self._kinds, self._columns)
 
 
 def bootstrap_weights(n_groups: int, draws: int = 1000, seed: int = 0) -> np.ndarray:

@@ -35,11 +35,15 @@ class LossEffect:
         targets: Int[Tensor, "batch time"],
         counted: Bool[Tensor, "batch time"],
         groups: Int[Tensor, "batch time"] | None = None,
-    ) -> None:
+    ) -> Float[np.ndarray, "tokens columns"]:
         """Add predictions; `targets[b, t]` is the token after position t, where `counted`.
 
         `replaced` yields every variant once, by name; made one at a time, only one set of logits
         is held beside the original's.
+
+        Returns:
+            What was added of each counted token, in double precision: 1, the original's
+            cross-entropy, and of each variant cross-entropy and divergence.
         """
         where = counted.to(original.device)
         target = targets.to(original.device)[where]
@@ -51,6 +55,7 @@ class LossEffect:
         ordered = [c for name in ("original", *self.variants) for c in columns[name]]
         rows = torch.stack([column.double().cpu() for column in ordered], 1).numpy()
         self._sums.add(rows, None if groups is None else groups[counted].cpu().numpy())
+        return rows
 
     def compute(self) -> dict[str, dict[str, float]]:
         """Return the figures of each variant, and of "original"."""
