@@ -79,15 +79,20 @@ class Subject:
 
     def untrained(self) -> SparseCoder:
         """Return an untrained dictionary as wide as the subject's, of as many features a token."""
-        if "untrained" not in self._kept:
-            d, (x, y) = self.dictionary, self.sample()
-            size = (d.width, max(round(d.l0), 1), self.seed + 1)
-            self._kept["untrained"] = (
-                baselines.untrained_transcoder_coder(x, y, *size)
-                if d.is_transcoder
-                else baselines.untrained_coder(x, *size)
-            )
-        return self._kept["untrained"]
+        return self.once("untrained", self._untrained)
+
+    def _untrained(self) -> SparseCoder:
+        d, (x, y) = self.dictionary, self.sample()
+        size = (d.width, max(round(d.l0), 1), self.seed + 1)
+        if d.is_transcoder:
+            return baselines.untrained_transcoder_coder(x, y, *size)
+        return baselines.untrained_coder(x, *size)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` gave when this name was first asked for: suites share it."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def size(self, name: str, quick: T, standard: T, full: T) -> T:
         """Return how much of something is measured at this tier, or as asked."""
