@@ -100,7 +100,7 @@ def examples_of(subject: Subject) -> Examples:
     (`CONCEPTS`) in held-out documents. Labelled documents that are among the dictionary's training
     text are left out. For each concept as many positive as negative examples are drawn, at
     most `examples` each; concepts with fewer than 20 of either, or in fewer than 4 texts, are left
-    out.
+    out, and of the others at most `concepts` are drawn.
 
     Raises:
         NotMeaningful: nothing is labelled, or no concept has enough examples.
@@ -315,6 +315,9 @@ def _draw(subject: Subject, read: _Read) -> Examples:
     usable = [c for c in named if _usable(read.labels[:, c], read.document, fold)]
     if not usable:
         raise NotMeaningful(_too_few(read))
+    left_out = [read.names[c] for c in named if c not in usable]
+    concepts = subject.size("concepts", 32, 96, 1024)
+    usable = sorted(rng.permutation(usable)[:concepts].tolist())
     most = subject.size("examples", 128, 256, 1024)
     # One order for all: concepts share what they can, and little has to be encoded.
     order = rng.permutation(len(read.labels))
@@ -340,7 +343,7 @@ def _draw(subject: Subject, read: _Read) -> Examples:
             "texts": len(np.unique(read.document)),
             "folds": FOLDS,
             "concepts": len(usable),
-            "concepts_left_out": [read.names[c] for c in named if c not in usable],
+            "concepts_left_out": left_out,
             "base_rate": {read.names[c]: float(read.labels[:, c].mean()) for c in usable},
         },
     )

@@ -12,6 +12,8 @@ from monosemy.evaluation import (
     benchmarks,
     causal,
     explanations,
+    probe_loss,
+    probing,
     reconstruction,
     recovery,
     stability,
@@ -24,6 +26,8 @@ SUITES = {
     for suite in (
         reconstruction.SUITE,
         explanations.SUITE,
+        probing.SUITE,
+        probe_loss.SUITE,
         causal.SUITE,
         stability.SUITE,
         recovery.SUITE,
