@@ -47,7 +47,7 @@ def tokens(run: Run, source: Corpus) -> Examples:
 def documents(run: Run) -> Examples:
     rows = [
         {"text": f"{word} number {i} " * (1 + i % 3), "label": word}
-        for i in range(40)
+        for i in range(60)
         for word in ("red", "green")
     ]
     rows += [{"text": "red number 0 ", "label": "red"}]  # the first one's text again
@@ -83,7 +83,7 @@ def test_folds_share_no_text(kind: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_the_same_text_under_another_name_is_in_one_fold(documents: Examples) -> None:
-    assert documents.context["documents"] == 81 and documents.context["texts"] == 80
+    assert documents.context["documents"] == 121 and documents.context["texts"] == 120
 
 
 def test_documents_are_means_over_counted_tokens(documents: Examples, run: Run) -> None:
@@ -103,10 +103,10 @@ def test_documents_are_means_over_counted_tokens(documents: Examples, run: Run) 
 def test_what_the_dictionary_was_trained_on_is_left_out(run: Run, corpus: Corpus) -> None:
     seen = [document.text for document in corpus.documents("train")][:30]
     rows = [{"text": text, "label": "seen"} for text in seen]
-    rows += [{"text": f"other {i}", "label": "abc"[i % 3]} for i in range(90)]
+    rows += [{"text": f"other {i}", "label": "ab"[i % 2]} for i in range(120)]
     examples = examples_of(subject_of(run, labels=open_labels(rows)))
     assert examples.context["in_training"] == 30
-    assert "seen" not in examples.names and examples.context["documents"] == 90
+    assert "seen" not in examples.names and examples.context["documents"] == 120
 
 
 def test_without_labels_text_must_be_python(run: Run) -> None:

@@ -33,7 +33,7 @@ DICTIONARY, UNTRAINED = "dictionary", "untrained dictionary"
 
 FOLDS = 4
 """Parts into which texts fall; probes are fitted on all but one, and scored on that one."""
-FEWEST = 20
+FEWEST = 50
 """Examples of either kind that a concept needs, in as many texts as there are folds."""
 WINDOW = 8
 """Tokens that the bag of tokens holds at a token: itself and those before it."""
@@ -99,7 +99,7 @@ def examples_of(subject: Subject) -> Examples:
     They are of `subject.labels` where these are given, and else of the concepts of Python source
     (`CONCEPTS`) in held-out documents. Labelled documents that are among the dictionary's training
     text are left out. For each concept as many positive as negative examples are drawn, at
-    most `examples` each; concepts with fewer than 20 of either, or in fewer than 4 texts, are left
+    most `examples` each; concepts with fewer than 50 of either, or in fewer than 4 texts, are left
     out, and of the others at most `concepts` are drawn.
 
     Raises:
@@ -316,7 +316,7 @@ def _draw(subject: Subject, read: _Read) -> Examples:
     if not usable:
         raise NotMeaningful(_too_few(read))
     left_out = [read.names[c] for c in named if c not in usable]
-    concepts = subject.size("concepts", 32, 96, 1024)
+    concepts = subject.size("concepts", 32, 64, 1024)
     usable = sorted(rng.permutation(usable)[:concepts].tolist())
     most = subject.size("examples", 128, 256, 1024)
     # One order for all: concepts share what they can, and little has to be encoded.

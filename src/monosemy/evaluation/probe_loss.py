@@ -20,7 +20,7 @@ from monosemy.evaluation.examples import (
 )
 from monosemy.evaluation.result import Plot, SuiteResult, Table, judge, quantiles, told
 from monosemy.evaluation.subject import Subject, Suite
-from monosemy.metrics import bootstrap_weights, interval
+from monosemy.metrics import bootstrap_weights, interval, weighted_means
 from monosemy.metrics.probes import cross_entropy, least_probe_loss
 from monosemy.metrics.table import Better, MetricRow, MetricValue
 from monosemy.progress import Task
@@ -119,6 +119,7 @@ def _result(
     texts, text = np.unique(examples.document[examples.rows], return_inverse=True)
     member = text.reshape(there.shape) + len(texts) * np.arange(len(there))[:, None]
     weights = bootstrap_weights(len(texts), subject.draws, subject.seed)
+    concepts = bootstrap_weights(len(there), subject.draws, subject.seed + 1)
 
     def by_text(values: Float[np.ndarray, "tasks most"]) -> np.ndarray:
         sums = np.bincount(member.ravel(), values.ravel(), minlength=len(texts) * len(there))
@@ -130,7 +131,7 @@ def _result(
     for place in np.ndindex(*losses.shape[:2]):
         sums = weights @ by_text(np.where(there, losses[place], 0))
         with np.errstate(invalid="ignore"):  # a draw may hold no example of a concept
-            samples[place] = np.nanmean(sums / counts, axis=1)
+            samples[place] = weighted_means(sums / counts, concepts)
 
     def value(column: int, row: int) -> MetricValue:
         ends = interval({"d": samples[column, row]})["d"]
@@ -162,7 +163,7 @@ def _result(
             **examples.context,
             "features_are": "activations, not pre-activations" if foreign else "pre-activations",
             "entropy_of_labels": float(np.log(2)),
-            "interval": "95%, bootstrap over texts; features stay those chosen",
+            "interval": "95%, bootstrap over texts and concepts",
         },
         plots=[
             Plot(

@@ -23,7 +23,7 @@ from monosemy.evaluation.examples import (
 )
 from monosemy.evaluation.result import Judgement, Plot, SuiteResult, Table, judge, told
 from monosemy.evaluation.subject import Subject, Suite
-from monosemy.metrics import bootstrap_weights, interval
+from monosemy.metrics import bootstrap_weights, interval, weighted_means
 from monosemy.metrics.probes import (
     f1_and_balanced_accuracy,
     fit_logistic,
@@ -275,6 +275,8 @@ class _Scorer:
         self.text = self.text.reshape(tasks.document.shape)
         self.texts = len(texts)
         self.weights = bootstrap_weights(self.texts, subject.draws, subject.seed)
+        # How far chance carries a fitted probe shows in how concepts differ, not in its texts.
+        self.concepts = bootstrap_weights(len(tasks.rows), subject.draws, subject.seed + 1)
 
     def of(self, tasks: Tasks, probe: Probe) -> dict[str, _Figures]:
         """Return the figures of each probe that `probe` fits."""
@@ -304,8 +306,11 @@ class _Scorer:
         return _Figures(
             {"AUROC": float(auroc.mean())}
             | {name: float(np.mean(p)) for name, p in zip(names, points, strict=True)},
-            {"AUROC": drawn.mean(1)}
-            | {name: np.nanmean(s, 1) for name, s in zip(names, samples, strict=True)},
+            {"AUROC": weighted_means(drawn, self.concepts)}
+            | {
+                name: weighted_means(s, self.concepts)
+                for name, s in zip(names, samples, strict=True)
+            },
             auroc,
             np.clip(np.percentile(drawn, [2.5, 97.5], axis=0).T, 0, 1),
         )
@@ -366,7 +371,7 @@ def _result(
             "selection": "standardised mean difference, on training folds",
             "probe": "logistic regression, L2, C = 1, features standardised on training folds",
             "dense probe": f"the same, C one of {list(_CS)}, chosen within training folds",
-            "interval": "95%, bootstrap over texts",
+            "interval": "95%, bootstrap over texts and concepts",
         },
         plots=[
             Plot(

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 RIDGE = 1e-6
 """Added to the curvature of 1-D fits, per example, so that flat ones have a step; the optimum is
 that of plain logistic regression."""
-_STEPS, _HALVINGS, _TOLERANCE = 50, 10, 1e-5
+_STEPS, _HALVINGS, _TOLERANCE = 50, 10, 1e-3
 _STEPS_1D, _GAIN_1D = 20, 1e-6
+_NEAR = 2.5
 _AT_ONCE = 64
 _CHUNK = 2**16
 """Numbers worked on together by 1-D fits: what a processor's cache holds."""
@@ -41,45 +42,40 @@ def fit_logistic(
         there: which examples are fitted to.
         c: weight of the data against the penalty.
     """
-    design = torch.cat([x, torch.ones_like(x[:, :, :1])], 2) * there[:, :, None]
-    sign = torch.where(y, 1.0, -1.0).to(x)
-    penalty = torch.ones(design.shape[2]).to(x)
+    some = torch.cat([x, torch.ones_like(x[:, :, :1])], 2)
+    theta, left = x.new_zeros(len(x), some.shape[2]), torch.arange(len(x), device=x.device)
+    label, weight = y.to(x), c * there.to(x)
+    penalty = torch.ones_like(theta[0])
     penalty[-1] = 0
-    weight = c * there.to(x)
-    theta = x.new_zeros(len(x), design.shape[2])
 
-    def objective(some: Tensor, theta: Tensor, at: Tensor) -> Tensor:
-        margin = sign[at] * _products(some, theta)
-        return (weight[at] * F.softplus(-margin)).sum(1) + (penalty * theta.square()).sum(1) / 2
+    def loss(theta: Tensor, z: Tensor) -> Tensor:
+        data = weight * (F.softplus(z) - label * z)
+        return data.sum(1) + (penalty * theta.square()).sum(1) / 2
 
-    left = torch.arange(len(x), device=x.device)
-    some = design
+    now, z = theta, torch.zeros_like(label)
     for _ in range(_STEPS):
-        now = theta[left]
-        p = _products(some, now).sigmoid()
-        residual = weight[left] * (p - y[left].to(p))
-        gradient = _products(some.mT, residual) + penalty * now
-        curvature = (weight[left] * p * (1 - p))[:, :, None] * some
-        hessian = some.mT @ curvature + torch.diag(penalty)
-        hessian.diagonal(dim1=1, dim2=2).add_(1e-6)  # an intercept alone may be flat
-        step = torch.linalg.solve(hessian, gradient)
-        before = objective(some, now, left)
+        p = z.sigmoid()
+        bent = (weight * p * (1 - p))[:, :, None] * some
+        pulls = torch.cat([bent, (weight * (p - label))[:, :, None]], 2)
+        sums = some.mT @ pulls
+        gradient, hessian = sums[:, :, -1] + penalty * now, sums[:, :, :-1]
+        hessian.diagonal(dim1=1, dim2=2).add_(penalty + 1e-6)  # an intercept alone may be flat
+        step, before = torch.linalg.solve(hessian, gradient), loss(now, z)
         for _ in range(_HALVINGS):
-            worse = objective(some, now - step, left) > before * (1 + 1e-6)
+            after = (some @ (now - step)[:, :, None])[:, :, 0]
+            worse = loss(now - step, after) > before * (1 + 1e-6)
             if not worse.any():
                 break
             step[worse] /= 2
-        theta[left] = now - step
+        now, z = now - step, after
+        theta[left] = now
         going = step.abs().amax(1) > _TOLERANCE * (1 + now.abs().amax(1))
-        if not going.all():
-            left, some = left[going], some[going]
-        if not len(left):
+        if not going.any():
             break
+        if going.sum() < len(left) / 2:
+            left, some, now, z = left[going], some[going], now[going], z[going]
+            label, weight = label[going], weight[going]
     return theta[:, :-1], theta[:, -1]
-
-
-def _products(matrices: Tensor, vectors: Tensor) -> Tensor:
-    return (matrices @ vectors[:, :, None])[:, :, 0]
 
 
 def youden_threshold(
@@ -184,33 +180,38 @@ def _fit_lines(a: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     w = apart / (1 - rate * (1 - rate) * apart.square()).clamp_min(0.1)
     b = torch.full_like(w, torch.logit(rate).item())
     theta = torch.stack([w, b - w * apart * (0.5 - rate)], 1)
-    best, loss = torch.stack([torch.zeros_like(b), b], 1), a.new_full((len(a),), _entropy(rate))
-    step, left = best - theta, torch.arange(len(a), device=a.device)
-    some = a
+    best, loss = theta.clone(), torch.full_like(b, math.inf)
+    step, gain = torch.zeros_like(theta), torch.zeros_like(b)
+    left, some = torch.arange(len(a), device=a.device), a
     for _ in range(_STEPS_1D):
-        z = torch.addcmul(theta[left, 1:], theta[left, :1], some)
+        at = theta[left]
+        z = torch.addcmul(at[:, 1:], at[:, :1], some)
         p = z.sigmoid()
         value = F.softplus(z).mean(1) - (z @ y) / len(y)
-        better = value < loss[left]
-        loss[left] = torch.where(better, value, loss[left])
-        best[left] = torch.where(better[:, None], theta[left], best[left])
         residual, curvature = p - y, p * (1 - p)
         weighted = curvature * some
-        gradient = torch.stack([(residual * some).mean(1), residual.mean(1)], 1)
-        hww = (weighted * some).mean(1) + RIDGE
-        hwb, hbb = weighted.mean(1), curvature.mean(1) + RIDGE
-        gw, gb = gradient.T
+        gw, gb = (residual * some).mean(1), residual.mean(1)
+        hww, hwb, hbb = (
+            (weighted * some).mean(1) + RIDGE,
+            weighted.mean(1),
+            curvature.mean(1) + RIDGE,
+        )
         determinant = (hww * hbb - hwb.square()).clamp_min(1e-20)
         newton = torch.stack([hbb * gw - hwb * gb, hww * gb - hwb * gw], 1) / determinant[:, None]
+        better = value < loss[left]
+        loss[left] = torch.where(better, value, loss[left])
+        best[left] = torch.where(better[:, None], at, best[left])
         step[left] = torch.where(better[:, None], newton, step[left] / 2)
+        gain[left] = torch.where(better, newton[:, 0] * gw + newton[:, 1] * gb, gain[left] / 2)
         theta[left] = best[left] - step[left]
-        gain = (newton * gradient).sum(1)
-        going = ~better | (gain > _GAIN_1D)
-        going &= step[left].abs().amax(1) > 1e-4
-        if not going.all():
-            left, some = left[going], some[going]
-        if not len(left):
+        going = gain[left] > _GAIN_1D
+        if not going.any():
             break
+        if going.sum() < len(left) / 2:
+            left, some = left[going], some[going]
+    none = loss > _entropy(rate)
+    loss = loss.clamp_max(_entropy(rate))
+    best = torch.where(none[:, None], torch.stack([torch.zeros_like(b), b], 1), best)
     w = best[:, 0] / scale[:, 0].where(~flat[:, 0], 1)
     return loss, torch.stack([w, best[:, 1] - w * mean[:, 0]], 1)
 
@@ -227,18 +228,30 @@ def loss_bounds(
 
     The fit's dual: any p in [0, 1] with sum (p - y) = 0 and sum (p - y) a = 0 has an entropy below
     the least cross-entropy. The values of the least-squares line are such p where they all lie in
-    [0, 1], and there H(p) >= 4 ln 2 p (1 - p), which sums to 4 ln 2 v (1 - r^2), v the labels'
-    variance and r the correlation. Elsewhere the bound is 0.
+    [0, 1], and there H(p) >= 4 ln 2 p (1 - p), whose mean is 4 ln 2 v (1 - r^2), v the labels'
+    variance and r the correlation. Where some lie outside, examples more than 2.5 standard
+    deviations from the mean are left out: that can only lower the sum. Elsewhere the bound is 0.
     """
-    values, rate = y.to(a), y.to(a).mean()
-    variance = rate * (1 - rate)
-    centred = a - a.mean(1, keepdim=True)
-    scale = centred.square().mean(1).sqrt().clamp_min(1e-30)
-    r = (centred @ (values - rate)) / (len(y) * scale * variance.sqrt())
-    slope = r * variance.sqrt() / scale
-    ends = rate + slope[:, None] * torch.stack(torch.aminmax(centred, dim=1), 1)
-    inside = ((ends >= 0) & (ends <= 1)).all(1)
-    return torch.where(inside, 4 * math.log(2) * variance * (1 - r.square()), 0)
+    values = y.to(a)
+    z = a - a.mean(1, keepdim=True)
+    z *= 1 / z.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
+    bounds = _line_bounds(z, z.new_tensor(len(y)), values.sum(), values)
+    outside = (bounds == 0).nonzero()[:, 0]
+    near = z[outside].abs() <= _NEAR
+    bounds[outside] = _line_bounds(z[outside] * near, near.sum(1), near.to(z) @ values, values)
+    return bounds
+
+
+def _line_bounds(z: Tensor, count: Tensor, true: Tensor, y: Tensor) -> Tensor:
+    """Return bounds from least-squares lines; z is 0 at examples left out of count and true."""
+    mean, rate = z.sum(1) / count, true / count
+    variance, spread = rate * (1 - rate), z.square().sum(1) / count - mean.square()
+    slope = (z @ y / count - rate * mean) / spread.clamp_min(1e-12)
+    ends = torch.stack(torch.aminmax(z, dim=1), 1) - mean[:, None]
+    line = rate[..., None] + slope[:, None] * ends
+    unexplained = variance - slope.square() * spread
+    bound = 4 * math.log(2) * unexplained * count / len(y)
+    return torch.where(((line >= 0) & (line <= 1)).all(1), bound, 0)
 
 
 def least_probe_loss(
