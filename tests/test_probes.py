@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
+from monosemy.metrics import weighted_means
 from monosemy.metrics.probes import (
     auroc,
     cross_entropy,
@@ -166,3 +167,8 @@ def test_no_loss_is_below_its_bound_so_the_least_is_found(
     feature, least, line = least_probe_loss(a, y)
     assert least == pytest.approx(losses.min().item(), abs=1e-6)
     assert cross_entropy(line, a[feature], y).mean().item() == pytest.approx(least, abs=1e-5)
+
+
+def test_weighted_means_leave_out_what_is_not_known() -> None:
+    values = np.array([[1.0, 2.0, np.nan], [1.0, 2.0, 4.0]])
+    assert weighted_means(values, np.array([[1.0, 1, 5], [2, 0, 1]])).tolist() == [1.5, 2.0]

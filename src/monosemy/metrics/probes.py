@@ -19,7 +19,9 @@ that of plain logistic regression."""
 _STEPS, _HALVINGS, _TOLERANCE = 50, 10, 1e-3
 _STEPS_1D, _GAIN_1D = 20, 1e-6
 _NEAR = 2.5
+"""Standard deviations from the mean, beyond which examples are left out of a bound."""
 _AT_ONCE = 64
+"""Features fitted before the bounds of the others are looked at again."""
 _CHUNK = 2**16
 """Numbers worked on together by 1-D fits: what a processor's cache holds."""
 
