@@ -80,6 +80,16 @@ class Subject:
             return baselines.untrained_transcoder_coder(x, y, *size)
         return baselines.untrained_coder(x, *size)
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` gave when this name was first asked for: suites share it."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        return {}
+
     def size(self, name: str, quick: T, standard: T, full: T) -> T:
         """Return how much of something is measured at this tier, or as asked."""
         if self.sizes and name in self.sizes:

@@ -2,7 +2,7 @@
 
 from monosemy.metrics.activity import Activity
 from monosemy.metrics.detection import detection
-from monosemy.metrics.groups import Breakdown, GroupSums, bootstrap_weights
+from monosemy.metrics.groups import Breakdown, GroupSums, bootstrap_weights, weighted_means
 from monosemy.metrics.loss import LossEffect
 from monosemy.metrics.reconstruction import FORMULAS, Reconstruction, interval
 from monosemy.metrics.recovery import mean_max_cosine, recovery_f1
@@ -21,4 +21,5 @@ __all__ = [
     "interval",
     "mean_max_cosine",
     "recovery_f1",
+    "weighted_means",
 ]

@@ -73,3 +73,9 @@ def bootstrap_weights(n_groups: int, draws: int = 1000, seed: int = 0) -> np.nda
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)
     return counts.astype(np.float64)
+
+
+def weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted mean of each row, NaN left out: [draws, n], [draws, n] -> [draws]."""
+    known = np.isfinite(values)
+    return np.where(known, values * weights, 0).sum(1) / (known * weights).sum(1)
