@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monosemy.coders import SparseCoder
-from monosemy.evaluation import baselines
 from monosemy.evaluation.examples import (
     DICTIONARY,
     UNTRAINED,

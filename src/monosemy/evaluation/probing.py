@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from scipy import sparse
 from torch import Tensor
 
-from monosemy.evaluation import baselines
 from monosemy.evaluation.examples import (
     DICTIONARY,
     FOLDS,

@@ -7,12 +7,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from monosemy.coders import Dictionary
 from monosemy.corpus import TokenBatch
 from monosemy.evaluation import baselines
 from monosemy.evaluation.baselines import Reconstruct
+from monosemy.evaluation.breakdown import ErrorsByKind, Kinds
 from monosemy.evaluation.reader import Reader
 from monosemy.evaluation.result import Judgement, SuiteResult, Table, judge, told
 from monosemy.evaluation.splice import Splices
@@ -85,7 +87,7 @@ def run(subject: Subject) -> SuiteResult:
     """
     dictionary, lm = subject.dictionary, subject.lm
     rivals, mean = _fit_baselines(subject)
-    measured = _Measurement(dictionary, lm, rivals, mean)
+    measured = _Measurement(dictionary, lm, rivals, mean, _kinds(subject))
     measured.run(subject.reader, *_sizes(subject))
     return measured.result(subject.draws, subject.seed)
 
@@ -121,10 +123,23 @@ def _fit_baselines(subject: Subject) -> tuple[Baselines, Tensor]:
     }, y.mean(0)
 
 
+def _kinds(subject: Subject) -> Kinds:
+    """Return how tokens are divided, by the text that baselines are fitted on."""
+    found: list[Tensor] = []
+    for batch in subject.stream("train"):
+        found.append(batch.tokens[batch.counted])
+        if sum(map(len, found)) >= subject.fit_tokens:
+            break
+    context = subject.dictionary.provenance.context
+    return Kinds(context, torch.cat(found), len(subject.stream("train").tokenizer))
+
+
 class _Measurement:
     """The sums of the dictionary and its baselines over held-out text."""
 
-    def __init__(self, dictionary: Dictionary, lm: LM, rivals: Baselines, mean: Tensor) -> None:
+    def __init__(
+        self, dictionary: Dictionary, lm: LM, rivals: Baselines, mean: Tensor, kinds: Kinds
+    ) -> None:
         self.dictionary, self.lm, self.rivals = dictionary, lm, rivals
         self.columns = ["dictionary", *rivals]
         self.ablations = {"mean": mean, "zero": torch.zeros_like(mean)}
@@ -133,6 +148,7 @@ class _Measurement:
         self.without_skip = Reconstruction(mean)
         self.activity = Activity(dictionary.width)
         self.loss = LossEffect([*self.columns, *self.ablations], list(self.ablations))
+        self.by_kind = ErrorsByKind(kinds, self.columns)
         self.documents: dict[str, int] = {}
         self.loss_tokens = 0
 
@@ -144,11 +160,11 @@ class _Measurement:
                 if self.loss_tokens < loss_tokens and self.lm.is_causal:
                     original, values = self.splices.original(batch)
                     reader.keep(batch, values)
-                    made = self._reconstruct(values[here], values[there], groups[batch.counted])
+                    made = self._reconstruct(values[here], values[there], batch, groups)
                     self._splice(batch, groups, original, made | self.ablations)
                 else:
                     values = reader.activations(batch)
-                    self._reconstruct(values[here], values[there], groups[batch.counted])
+                    self._reconstruct(values[here], values[there], batch, groups)
                 task.advance(len(values[here]))
                 if self.activity.n_tokens >= tokens:
                     break
@@ -159,19 +175,24 @@ class _Measurement:
         return torch.tensor([*numbers, 0])[batch.document]
 
     @torch.no_grad()
-    def _reconstruct(self, x: Tensor, y: Tensor, groups: Tensor) -> dict[str, Tensor]:
+    def _reconstruct(
+        self, x: Tensor, y: Tensor, batch: TokenBatch, groups: Tensor
+    ) -> dict[str, Tensor]:
         """Add a batch to the sums; return what each column makes of it."""
-        coder = self.dictionary.coder
+        coder, of_counted = self.dictionary.coder, groups[batch.counted]
         out, code = coder.reconstruct(x)
         self.activity.update(code.values, code.indices, len(x))
         if coder.W_skip is not None:
             # Held at its mean: left out altogether it would shift every prediction too.
             skipped = (x - self.dictionary.mean.to(x)) @ coder.W_skip.T
-            self.without_skip.update(y, out - skipped, code.l0, groups)
+            self.without_skip.update(y, out - skipped, code.l0, of_counted)
         made = {"dictionary": (out, code.l0)}
         made |= {name: reconstruct(x) for name, reconstruct in self.rivals.items()}
         for name, (values, used) in made.items():
-            self.reconstructions[name].update(y, values, used, groups)
+            self.reconstructions[name].update(y, values, used, of_counted)
+        errors = [_squares(values - y) for values, _ in made.values()]
+        spread = _squares(y - self.ablations["mean"].to(y))
+        self.by_kind.add_errors(batch, groups, spread, errors)
         return {name: values for name, (values, _) in made.items()}
 
     def _splice(
@@ -183,7 +204,9 @@ class _Measurement:
         same[:, -1] = False
         counted = batch.counted & same
         spliced = ((name, self.splices.spliced(batch, values)) for name, values in made.items())
-        self.loss.update(original, spliced, targets, counted, groups)
+        rows = self.loss.update(original, spliced, targets, counted, groups)
+        own = 2 + 2 * len(self.columns)
+        self.by_kind.add_losses(batch, groups, counted, rows[:, [0, 1, *range(2, own, 2)]])
         self.loss_tokens += int(counted.sum())
 
     def result(self, draws: int, seed: int) -> SuiteResult:
@@ -202,7 +225,7 @@ class _Measurement:
         return SuiteResult(
             SUITE.name,
             SUITE.title,
-            [Table(self.columns, rows, "held-out text")],
+            [Table(self.columns, rows, "held-out text"), *self.by_kind.tables(weights)],
             verdict=f"{where}: {told(judgements)}.",
             judgements=judgements,
             context={
@@ -271,6 +294,10 @@ class _Measurement:
                 [MetricValue(density, density, density), *nothing],
             ),
         ]
+
+
+def _squares(x: Float[Tensor, "tokens d"]) -> Float[Tensor, " tokens"]:
+    return torch.linalg.vector_norm(x, dim=1).square()
 
 
 def judgements_of(samples: Mapping[str, Mapping[str, np.ndarray]]) -> list[Judgement]:
