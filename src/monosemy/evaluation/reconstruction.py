@@ -140,7 +140,7 @@ class _Measurement:
         here, there = self.dictionary.hookpoint, self.dictionary.explains
         with Task("evaluate", tokens) as task:
             for batch in reader.stream("held_out"):
-                groups = self._groups(batch)
+                groups = batch.numbers(self.documents)
                 if self.loss_tokens < loss_tokens and self.lm.is_causal:
                     original, values = self.splices.original(batch)
                     reader.keep(batch, values)
@@ -152,11 +152,6 @@ class _Measurement:
                 task.advance(len(values[here]))
                 if self.activity.n_tokens >= tokens:
                     break
-
-    def _groups(self, batch: TokenBatch) -> Tensor:
-        """Number the documents, the same through all batches; inserted tokens get 0."""
-        numbers = [self.documents.setdefault(d.id, len(self.documents)) for d in batch.documents]
-        return torch.tensor([*numbers, 0])[batch.document]
 
     @torch.no_grad()
     def _reconstruct(self, x: Tensor, y: Tensor, groups: Tensor) -> dict[str, Tensor]:
@@ -178,10 +173,7 @@ class _Measurement:
         self, batch: TokenBatch, groups: Tensor, original: Tensor, made: Mapping[str, Tensor]
     ) -> None:
         """Add what the model predicts with each reconstruction in place of the activations."""
-        targets = batch.tokens.roll(-1, dims=1)
-        same = batch.document.roll(-1, dims=1) == batch.document
-        same[:, -1] = False
-        counted = batch.counted & same
+        targets, counted = batch.next_tokens()
         spliced = ((name, self.splices.spliced(batch, values)) for name, values in made.items())
         self.loss.update(original, spliced, targets, counted, groups)
         self.loss_tokens += int(counted.sum())
