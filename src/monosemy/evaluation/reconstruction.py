@@ -84,7 +84,7 @@ def run(subject: Subject) -> SuiteResult:
         UserError: a transcoder's input comes after its target.
     """
     dictionary, lm = subject.dictionary, subject.lm
-    rivals, mean = _fit_baselines(subject)
+    rivals, mean = fit_baselines(subject)
     measured = _Measurement(dictionary, lm, rivals, mean)
     measured.run(subject.reader, *_sizes(subject))
     return measured.result(subject.draws, subject.seed)
@@ -101,7 +101,7 @@ def _cost(subject: Subject) -> int:
     return subject.fit_tokens + tokens + 7 * loss_tokens
 
 
-def _fit_baselines(subject: Subject) -> tuple[Baselines, Tensor]:
+def fit_baselines(subject: Subject) -> tuple[Baselines, Tensor]:
     """Return what the dictionary must beat, and the mean of what it explains."""
     dictionary, (x, y) = subject.dictionary, subject.sample
     k = max(round(dictionary.l0), 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -51,6 +51,7 @@ class Subject:
     """Labelled text, for suites that ask what features know of it; None: concepts of the corpus."""
     checkpoints: Path | None = None
     """Folder of the model's checkpoints, for the share of pre-training compute."""
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def reader(self) -> Reader:
@@ -70,6 +71,12 @@ class Subject:
     def sample(self) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"]]:
         """Activations of training text, for baselines: what is encoded, and what explained."""
         return self.reader.sample(self.fit_tokens)
+
+    def keep(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` makes, made once for all suites."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     @cached_property
     def untrained(self) -> SparseCoder:

@@ -15,6 +15,7 @@ from monosemy.evaluation import (
     health,
     reconstruction,
     recovery,
+    rivals,
     stability,
 )
 from monosemy.evaluation.result import SuiteResult
@@ -25,6 +26,7 @@ SUITES = {
     for suite in (
         reconstruction.SUITE,
         health.SUITE,
+        rivals.SUITE,
         explanations.SUITE,
         causal.SUITE,
         stability.SUITE,
