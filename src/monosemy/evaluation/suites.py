@@ -11,6 +11,7 @@ from monosemy.errors import UserError, nearest
 from monosemy.evaluation import (
     benchmarks,
     causal,
+    compute,
     explanations,
     health,
     reconstruction,
@@ -27,6 +28,7 @@ SUITES = {
         reconstruction.SUITE,
         health.SUITE,
         rivals.SUITE,
+        compute.SUITE,
         explanations.SUITE,
         causal.SUITE,
         stability.SUITE,
