@@ -51,7 +51,7 @@ def random_model(subject: Subject) -> Subject:
     """
 
     def make() -> Subject:
-        random = replace(subject, lm=subject.lm.reinitialised(subject.seed))
+        random = replace(subject, lm=subject.lm.reinitialised(subject.seed + 1))
         return replace(random, dictionary=_trained(random))
 
     return subject.keep("random model", make)
