@@ -18,7 +18,7 @@ from monosemy.errors import UserError
 from monosemy.evaluation import baselines
 from monosemy.evaluation.reconstruction import fit_baselines
 from monosemy.evaluation.result import Plot, SuiteResult, Table, judge, told
-from monosemy.evaluation.splice import spliced_logits
+from monosemy.evaluation.splice import Splices
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.lm import LM
 from monosemy.metrics import GroupSums, bootstrap_weights, compute_share, falling_fit, interval
@@ -63,11 +63,9 @@ def run(subject: Subject) -> SuiteResult:
         **rivals,
         MEAN: baselines.constant(mean),
     }
-    sums: dict[str, GroupSums] = {}
-    with Task("compute", len(put) + 1 + len(chosen), "models") as task:
-        for name in (*put, MODEL):
-            sums[name] = _sums(subject, batches, documents, put.get(name))
-            task.advance(1)
+    with Task("compute", 1 + len(chosen), "models") as task:
+        sums = _own_sums(subject, batches, documents, put)
+        task.advance(1)
         curve = []
         for checkpoint in chosen:
             curve.append(_checkpoint_sums(subject, checkpoint, batches, documents))
@@ -81,8 +79,8 @@ def _loss_tokens(subject: Subject) -> int:
 
 def _cost(subject: Subject) -> int:
     if subject.checkpoints is None or not subject.lm.is_causal:
-        return 0
-    return baselines.FIT_TOKENS + (6 + len(_chosen(subject))) * _loss_tokens(subject)
+        return 0  # it is skipped
+    return subject.fit_tokens + (6 + len(_chosen(subject))) * _loss_tokens(subject)
 
 
 def _chosen(subject: Subject) -> list[Checkpoint]:
@@ -172,22 +170,21 @@ def _text(subject: Subject) -> tuple[list[TokenBatch], dict[str, int], int]:
     return batches, documents, tokens
 
 
-def _sums(
+def _own_sums(
     subject: Subject,
     batches: Sequence[TokenBatch],
     documents: dict[str, int],
-    put: baselines.Reconstruct | None,
-) -> GroupSums:
-    """Return the loss of the subject's model, with something in place or as it is."""
-
-    def logits(batch: TokenBatch) -> Tensor:
-        if put is None:
-            return subject.lm.logits(batch.tokens, attention_mask=batch.attention_mask)
-        return spliced_logits(subject.lm, subject.dictionary, put, batch)
-
-    sums = GroupSums(2)
+    put: Mapping[str, baselines.Reconstruct],
+) -> dict[str, GroupSums]:
+    """Return the loss of the subject's model, as it is and with each reconstruction in place."""
+    splices = Splices(subject.lm, subject.dictionary)
+    sums = {name: GroupSums(2) for name in (*put, MODEL)}
     for batch in batches:
-        _add(sums, batch, logits(batch), documents)
+        original, values = splices.original(batch)
+        _add(sums[MODEL], batch, original, documents)
+        for name, reconstruct in put.items():
+            made, _ = reconstruct(values[subject.dictionary.hookpoint])
+            _add(sums[name], batch, splices.spliced(batch, made), documents)
     return sums
 
 
