@@ -78,12 +78,14 @@ def main() -> None:
         encode(tokenizer, train),
         Stage("all", args.tokens, args.lr, args.decay, args.seed),
         args.out,
+        seen=0,
     )
     train_model(
         model,
         encode(tokenizer, library),
         Stage("library", args.finish, args.lr / 4, 1.0, args.seed + 1),
         args.out,
+        seen=args.tokens,
     )
 
     save(model, tokenizer, args.out / "model")
@@ -177,7 +179,7 @@ class Stage:
 
 
 def train_model(
-    model: LlamaForCausalLM, documents: list[np.ndarray], stage: Stage, out: Path
+    model: LlamaForCausalLM, documents: list[np.ndarray], stage: Stage, out: Path, *, seen: int
 ) -> None:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -211,7 +213,11 @@ def train_model(
             log.write(json.dumps(line) + "\n")
             log.flush()
         if step + 1 in saves:
-            model.save_pretrained(out / "checkpoints" / f"{stage.name}_{step + 1}")
+            save_checkpoint(
+                model,
+                out / "checkpoints" / f"{stage.name}_{step + 1}",
+                seen + (step + 1) * BATCH * CONTEXT,
+            )
         if (step + 1) % 50 == 0 or step + 1 == stage.steps:
             save_state(state, model, optimizers, step + 1)
 
@@ -231,6 +237,14 @@ def checkpoint_steps(steps: int) -> set[int]:
     """Powers of two, and sixteen equal parts."""
     powers = {2**i for i in range(int(math.log2(steps)) + 1)}
     return powers | {steps * i // 16 for i in range(1, 17)}
+
+
+def save_checkpoint(model: LlamaForCausalLM, folder: Path, tokens: int) -> None:
+    """Keep a model, and note beside it how many tokens it was trained on in all."""
+    model.save_pretrained(folder)
+    notes = folder.parent / "checkpoints.json"
+    known = json.loads(notes.read_text()) if notes.exists() else {}
+    notes.write_text(json.dumps({**known, folder.name: tokens}, indent=2) + "\n")
 
 
 def save_state(path: Path, model: nn.Module, optimizers: list, step: int) -> None:

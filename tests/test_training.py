@@ -8,11 +8,11 @@ import torch
 from conftest import SMALL
 from torch import Tensor
 
-from monosemy.coders import ARCHITECTURES, Dictionary
+from monosemy.coders import ARCHITECTURES, Dictionary, make_coder
 from monosemy.corpus import Corpus, TokenPolicy
 from monosemy.errors import UserError
 from monosemy.lm import LM
-from monosemy.training import Run, TrainConfig, expand, make_plans, sweep, train
+from monosemy.training import Run, TrainConfig, expand, fit, make_plans, resume, sweep, train
 from monosemy.training.geometry import geometric_median
 
 
@@ -265,3 +265,29 @@ def test_a_sweep_over_hook_points_and_budgets(lm: LM, corpus: Corpus) -> None:
     ]
     alone = train(lm, corpus, "layers.1", **{**SMALL, "tokens": 4096})
     assert torch.equal(alone.dictionary.coder.W_dec, runs[3].dictionary.coder.W_dec)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_frozen_decoder_stays_as_it_began(architecture: str) -> None:
+    x = torch.randn(4096, 16) + 3
+    settings = {"architecture": architecture, "width": 40, "tokens": 8192, "batch": 512}
+    settings["k" if TrainConfig(architecture=architecture).has_k else "target_l0"] = 4
+    frozen = fit(x, **settings, freeze_decoder=True, device="cpu").coder
+    began = make_coder(architecture, 16, 40, seed=0)
+    torch.testing.assert_close(frozen.W_dec, began.W_dec.detach())
+    assert not torch.allclose(frozen.W_enc, began.W_enc.detach())
+    free = fit(x, **settings, device="cpu").coder
+    assert not torch.allclose(free.W_dec, frozen.W_dec, atol=0.05)
+
+
+@pytest.mark.parametrize("other", [{"tied": True}, {"revive": "resample"}])
+def test_what_changes_directions_contradicts_a_frozen_decoder(other: dict) -> None:
+    with pytest.raises(UserError, match="freeze_decoder"):
+        TrainConfig(freeze_decoder=True, **other)
+
+
+def test_a_frozen_decoder_goes_on_from_a_checkpoint(lm: LM, corpus: Corpus, tmp_path: Path) -> None:
+    settings = {**SMALL, "freeze_decoder": True}
+    whole = train(lm, corpus, "layers.1", out=tmp_path / "run", **settings)
+    longer = resume(tmp_path / "run", lm, corpus, extend=60_000)[0]
+    assert torch.equal(longer.dictionary.coder.W_dec, whole.dictionary.coder.W_dec)

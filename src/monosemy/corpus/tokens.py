@@ -75,6 +75,23 @@ class TokenBatch:
             place=self.place,
         )
 
+    def next_tokens(self) -> tuple[Int[Tensor, "batch context"], Bool[Tensor, "batch context"]]:
+        """Return the token after each position, and which counted positions have one to predict.
+
+        That is, a next token of the same document.
+        """
+        same = self.document.roll(-1, dims=1) == self.document
+        same[:, -1] = False
+        return self.tokens.roll(-1, dims=1), self.counted & same
+
+    def numbers(self, known: dict[str, int]) -> Int[Tensor, "batch context"]:
+        """Return the number of each token's document, the same through all batches.
+
+        Inserted tokens get 0. `known` holds documents' numbers by id, and takes new ones.
+        """
+        numbers = [known.setdefault(d.id, len(known)) for d in self.documents]
+        return torch.tensor([*numbers, 0])[self.document]
+
 
 class TokenStream:
     """Batches of tokens from one part of a corpus; each iteration starts anew and is the same.

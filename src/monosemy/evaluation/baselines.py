@@ -50,17 +50,28 @@ def constant(value: Float[Tensor, " d_out"]) -> Reconstruct:
 
 def pca(sample: Float[Tensor, "tokens d_in"], components: int) -> Reconstruct:
     """Return the projection on the first principal components of a training sample."""
-    x = sample.cpu().double()
-    mean = x.mean(0)
-    covariance = (x - mean).T @ (x - mean) / len(x)
-    basis = torch.linalg.eigh(covariance).eigenvectors[:, -components:].to(sample)
-    centre = mean.to(sample)
+    centre, _, basis = principal_axes(sample)
+    basis = basis[:, :components]
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
         xhat = centre + (x - centre) @ basis @ basis.T
         return xhat, torch.full((len(x),), components, device=x.device)
 
     return reconstruct
+
+
+def principal_axes(
+    sample: Float[Tensor, "tokens d_in"],
+) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_in"], Float[Tensor, "d_in d_in"]]:
+    """Return the mean of a sample, its variances along its principal axes, and these as columns.
+
+    The largest variance first; computed in double precision.
+    """
+    x = sample.cpu().double()
+    mean = x.mean(0)
+    covariance = (x - mean).T @ (x - mean) / len(x)
+    variances, axes = torch.linalg.eigh(covariance)
+    return mean.to(sample), variances.flip(0).to(sample), axes.flip(1).to(sample)
 
 
 @torch.no_grad()
@@ -144,12 +155,15 @@ def raw_neurons(sample: Float[Tensor, "tokens d_in"], k: int) -> Reconstruct:
     mean = sample.mean(0)
 
     def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
-        centred = x - mean
-        kept = centred.abs().topk(k, dim=1).indices
-        sparse = torch.zeros_like(centred).scatter(1, kept, centred.gather(1, kept))
-        return mean + sparse, torch.full((len(x),), k, device=x.device)
+        return mean + largest(x - mean, k), torch.full((len(x),), k, device=x.device)
 
     return reconstruct
+
+
+def largest(z: Float[Tensor, "tokens n"], k: int) -> Float[Tensor, "tokens n"]:
+    """Return each token's k numbers of largest magnitude, the others set to 0."""
+    kept = z.abs().topk(k, dim=1).indices
+    return torch.zeros_like(z).scatter(1, kept, z.gather(1, kept))
 
 
 def collect(batches: Iterable[Tensor], tokens: int) -> Float[Tensor, "tokens d_in"]:

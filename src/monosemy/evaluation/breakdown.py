@@ -108,7 +108,8 @@ class ErrorsByKind:
             rows = self._rows("FVU", self._errors[number], weights, _share_of_spread)
             rows += self._rows("CE increase", self._losses[number], weights, _increase)
             shares = self._errors[number].total()[0, :, 0]
-            share = [MetricValue(v, v, v) for v in (shares / shares.sum()).tolist()]
+            whole = (shares / shares.sum()).tolist()
+            share: list[MetricValue | None] = [MetricValue(v, v, v) for v in whole]
             head = MetricRow("share of tokens", "", "", "of all that are measured", share)
             found.append(Table(list(names), [head, *rows], title))
         return found
@@ -125,10 +126,11 @@ class ErrorsByKind:
             return []
         points, draws = of(total)[0], of(breakdown.weighted(weights))
         names = [figure, *(f"{figure}, {column}" for column in self.columns[1:])]
-        return [
-            MetricRow(name, *_SAID[figure], [*map(_value, points[:, n], draws[:, :, n].T)])
-            for n, name in enumerate(names)
-        ]
+        rows = []
+        for name, values, drawn in zip(names, points.T, draws.T, strict=True):
+            cells = [_value(value, some) for value, some in zip(values, drawn, strict=True)]
+            rows.append(MetricRow(name, *_SAID[figure], cells))
+        return rows
 
 
 def _share_of_spread(sums: Float[np.ndarray, "draws kinds sums"]) -> np.ndarray:

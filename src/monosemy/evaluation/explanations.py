@@ -173,10 +173,8 @@ class _Loss:
     def _add(self, batch: TokenBatch) -> None:
         rows = TokenRows.of(batch, _bos(self.subject), self.documents)
         batch = replace(batch, counted=torch.from_numpy(rows.counted))
-        targets = batch.tokens.roll(-1, dims=1)
-        same = batch.document.roll(-1, dims=1) == batch.document
-        same[:, -1] = False
-        counted, groups = batch.counted & same, torch.from_numpy(rows.document)
+        targets, counted = batch.next_tokens()
+        groups = torch.from_numpy(rows.document)
         self.effect.update(
             self._logits(batch), self._replaced(batch, rows), targets, counted, groups
         )

@@ -86,7 +86,7 @@ def run(subject: Subject) -> SuiteResult:
         UserError: a transcoder's input comes after its target.
     """
     dictionary, lm = subject.dictionary, subject.lm
-    rivals, mean = _fit_baselines(subject)
+    rivals, mean = fit_baselines(subject)
     measured = _Measurement(dictionary, lm, rivals, mean, _kinds(subject))
     measured.run(subject.reader, *_sizes(subject))
     return measured.result(subject.draws, subject.seed)
@@ -103,7 +103,7 @@ def _cost(subject: Subject) -> int:
     return subject.fit_tokens + tokens + 7 * loss_tokens
 
 
-def _fit_baselines(subject: Subject) -> tuple[Baselines, Tensor]:
+def fit_baselines(subject: Subject) -> tuple[Baselines, Tensor]:
     """Return what the dictionary must beat, and the mean of what it explains."""
     dictionary, (x, y) = subject.dictionary, subject.sample
     k = max(round(dictionary.l0), 1)
@@ -156,7 +156,7 @@ class _Measurement:
         here, there = self.dictionary.hookpoint, self.dictionary.explains
         with Task("evaluate", tokens) as task:
             for batch in reader.stream("held_out"):
-                groups = self._groups(batch)
+                groups = batch.numbers(self.documents)
                 if self.loss_tokens < loss_tokens and self.lm.is_causal:
                     original, values = self.splices.original(batch)
                     reader.keep(batch, values)
@@ -168,11 +168,6 @@ class _Measurement:
                 task.advance(len(values[here]))
                 if self.activity.n_tokens >= tokens:
                     break
-
-    def _groups(self, batch: TokenBatch) -> Tensor:
-        """Number the documents, the same through all batches; inserted tokens get 0."""
-        numbers = [self.documents.setdefault(d.id, len(self.documents)) for d in batch.documents]
-        return torch.tensor([*numbers, 0])[batch.document]
 
     @torch.no_grad()
     def _reconstruct(
@@ -199,10 +194,7 @@ class _Measurement:
         self, batch: TokenBatch, groups: Tensor, original: Tensor, made: Mapping[str, Tensor]
     ) -> None:
         """Add what the model predicts with each reconstruction in place of the activations."""
-        targets = batch.tokens.roll(-1, dims=1)
-        same = batch.document.roll(-1, dims=1) == batch.document
-        same[:, -1] = False
-        counted = batch.counted & same
+        targets, counted = batch.next_tokens()
         spliced = ((name, self.splices.spliced(batch, values)) for name, values in made.items())
         rows = self.loss.update(original, spliced, targets, counted, groups)
         own = 2 + 2 * len(self.columns)

@@ -11,12 +11,14 @@ from monosemy.errors import UserError, nearest
 from monosemy.evaluation import (
     benchmarks,
     causal,
+    compute,
     explanations,
     health,
     probe_loss,
     probing,
     reconstruction,
     recovery,
+    rivals,
     stability,
 )
 from monosemy.evaluation.result import SuiteResult
@@ -27,6 +29,8 @@ SUITES = {
     for suite in (
         reconstruction.SUITE,
         health.SUITE,
+        rivals.SUITE,
+        compute.SUITE,
         explanations.SUITE,
         probing.SUITE,
         probe_loss.SUITE,

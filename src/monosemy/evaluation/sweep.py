@@ -387,7 +387,7 @@ class _Comparison:
     def run(self, stream: TokenStream, tokens: int, loss_tokens: int) -> None:
         with Task("compare", tokens) as task:
             for batch in stream:
-                groups = self._groups(batch)
+                groups = batch.numbers(self.documents)
                 values = counted_activations(self.lm, batch, self.points)
                 explained = self._explain(values, groups[batch.counted])
                 if self.loss_tokens < loss_tokens and self.lm.is_causal:
@@ -401,11 +401,6 @@ class _Comparison:
                 if self.tokens >= tokens:
                     break
 
-    def _groups(self, batch: TokenBatch) -> Int[Tensor, "batch time"]:
-        """Number the documents, the same through all batches; inserted tokens get 0."""
-        numbers = [self.documents.setdefault(d.id, len(self.documents)) for d in batch.documents]
-        return torch.tensor([*numbers, 0])[batch.document]
-
     def _explain(
         self, values: Mapping[str, Tensor], groups: Int[Tensor, " tokens"]
     ) -> Iterator[Tensor]:
@@ -417,10 +412,7 @@ class _Comparison:
 
     def _splice(self, batch: TokenBatch, groups: Tensor, explained: Iterator[Tensor]) -> None:
         """Run the model as it is, with each explanation in place, and with means in place."""
-        targets = batch.tokens.roll(-1, dims=1)
-        same = batch.document.roll(-1, dims=1) == batch.document
-        same[:, -1] = False
-        counted = batch.counted & same
+        targets, counted = batch.next_tokens()
         original = self.lm.logits(batch.tokens, attention_mask=batch.attention_mask)
         self.loss.update(original.cpu(), self._spliced(batch, explained), targets, counted, groups)
         self.loss_tokens += int(counted.sum())

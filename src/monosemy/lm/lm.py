@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -168,6 +169,18 @@ class LM:
     def context_limit(self) -> int | None:
         """The most tokens the model was made for; None where there is no limit (Mamba)."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    def reinitialised(self, seed: int = 0) -> LM:
+        """Return a model of the same configuration that has learned nothing, and this tokenizer.
+
+        Its weights are drawn as those of a new model of its class are, in fp32; it is whole, also
+        where a part was loaded. Its name says that it is random.
+        """
+        with fork_seed(seed):
+            model = type(self._core)(copy.deepcopy(self.config))
+        random = LM(model, self.tokenizer, device=str(self.device))
+        random.name = f"{self.name}, random weights"
+        return random
 
     # --- hook points ------------------------------------------------------------------------
 

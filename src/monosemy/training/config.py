@@ -66,6 +66,8 @@ class TrainConfig:
     unit_norm: bool = False
     """Hold directions at unit norm in training; else bring them there when it is over. Tied ones
     are always held."""
+    freeze_decoder: bool = False
+    """Leave directions as they began, of unit norm; only the rest is trained: a baseline."""
     init: Init = "random"
     """Start from random directions, or from tokens' activations (`data`)."""
     whiten: bool = False
@@ -162,6 +164,9 @@ class TrainConfig:
                     "option",
                     f"drop {option}",
                 )
+        if self.freeze_decoder and (self.tied or self.revive == "resample"):
+            other = "tied" if self.tied else "revive `resample`"
+            raise UserError(f"freeze_decoder is on, but {other} changes directions", "drop either")
         if self.whiten and self.architecture == "nonnegative":
             raise UserError(
                 "whiten is on, but `nonnegative` directions would not stay so when it is undone",
@@ -199,7 +204,7 @@ class TrainConfig:
         own = {name: getattr(self, name) for name in ("k", *_OWN_OPTIONS)}
         if self.held_by_itself:
             own["sparsity"] = "quadratic"
-        unit_norm = self.unit_norm or self.tied
+        unit_norm = self.unit_norm or self.tied or self.freeze_decoder
         shared = {"tied": self.tied, "skip": self.skip, "unit_norm": unit_norm}
         return {**shared, **{name: value for name, value in own.items() if value is not None}}
 

@@ -46,7 +46,7 @@ class Plan:
         Raises:
             UserError: an option it refuses.
         """
-        return make_coder(
+        coder = make_coder(
             self.config.architecture,
             self.d_in,
             self.width,
@@ -54,6 +54,8 @@ class Plan:
             seed=self.config.seed,
             **self.config.coder_options(),
         )
+        coder.W_dec.requires_grad_(not self.config.freeze_decoder)
+        return coder
 
     def parameters(self) -> int:
         """Return the number of trained numbers."""
@@ -64,7 +66,7 @@ class Plan:
     def describe(self) -> dict[str, str]:
         """Return every setting as it will be, derived ones with their rule."""
         c, steps = self.config, self.config.steps
-        held = c.coder_options()["unit_norm"]
+        held = "unit norm" + (", frozen" if c.freeze_decoder else "")
         asked = f"k {c.l0:.0f}" if c.has_k else f"target L0 {c.l0:g}, by a controller"
         if c.held_by_itself:
             asked = f"target L0 {c.l0:g}, by a quadratic penalty"
@@ -100,7 +102,7 @@ class Plan:
             "loss": c.objective,
             "start": f"{c.init} directions, b_dec at the {c.centre}, "
             + ("tied" if c.tied else "encoder a copy of the decoder"),
-            "decoder": "unit norm" if held else "free norm, folded when saved",
+            "decoder": held if c.coder_options()["unit_norm"] else "free norm, folded when saved",
             "seed": str(c.seed),
         }
 
