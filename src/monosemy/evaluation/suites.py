@@ -9,11 +9,13 @@ from typing import get_args
 
 from monosemy.errors import UserError, nearest
 from monosemy.evaluation import (
+    absorption,
     benchmarks,
     causal,
     compute,
     explanations,
     health,
+    perturbation,
     probe_loss,
     probing,
     reconstruction,
@@ -34,6 +36,9 @@ SUITES = {
         explanations.SUITE,
         probing.SUITE,
         probe_loss.SUITE,
+        perturbation.TPP,
+        perturbation.SCR,
+        absorption.SUITE,
         causal.SUITE,
         stability.SUITE,
         recovery.SUITE,
