@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 
 from monosemy.corpus import Corpus, open_labels
 from monosemy.evaluation import NotMeaningful, Subject, SuiteResult, make_subject, perturbation
-from monosemy.evaluation.examples import DICTIONARY, UNTRAINED, Examples
+from monosemy.evaluation.examples import DICTIONARY, UNTRAINED, Examples, Read
 from monosemy.lm import LM
-from monosemy.metrics.logistic import fit_logistic, sparse_logistic
+from monosemy.metrics.balanced_probes import fit_balanced, sparse_logistic
 from monosemy.metrics.perturbation import ablated_logits, probe_drops, ranked, scr_score
 from monosemy.training import Run
 
@@ -58,8 +58,8 @@ def test_probes_are_those_of_scikit_learn() -> None:
     torch.manual_seed(0)
     x = torch.randn(400, 12) * torch.logspace(-1, 1, 12) + 3
     labels = ((x - 3) @ torch.randn(12, 2) + 3 * torch.randn(400, 2) > 4).T
-    w, b = fit_logistic(x, labels)
-    apart = fit_logistic(torch.stack([x, x]), labels)
+    w, b = fit_balanced(x, labels)
+    apart = fit_balanced(torch.stack([x, x]), labels)
     torch.testing.assert_close(apart, (w, b), rtol=1e-2, atol=1e-3)
     scaled = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     for mine, bias, y in zip(w, b, labels, strict=True):
@@ -114,6 +114,17 @@ def planted(seed: int = 0, labels: int = 4, exclusive: bool = True) -> Examples:
     )
 
 
+def some(examples: Examples, rows: np.ndarray) -> Examples:
+    return replace(
+        examples,
+        labels=examples.labels[rows],
+        document=examples.document[rows],
+        fold=examples.fold[rows],
+        x=examples.x[torch.from_numpy(rows)],
+        codes={name: code[rows] for name, code in examples.codes.items()},
+    )
+
+
 @pytest.fixture(scope="module")
 def labelled(run: Run) -> Subject:
     """A subject with labels, whose examples are to be replaced."""
@@ -145,7 +156,21 @@ def measured(
         DICTIONARY: Planted(mine.shape[1], labels, length),
         UNTRAINED: Planted(examples.codes[UNTRAINED].shape[1], 0),
     }
-    monkeypatch.setattr(perturbation, "examples_of", lambda subject: examples)
+    read = Read(
+        examples.of_tokens,
+        examples.names,
+        examples.labels,
+        examples.document,
+        examples.x,
+        examples.codes,
+        examples.words,
+        examples.length,
+        examples.context,
+    )
+    monkeypatch.setattr(perturbation, "read_of", lambda subject: read)
+    monkeypatch.setattr(
+        perturbation, "drawn_from", lambda subject, read, rows: some(examples, rows)
+    )
     monkeypatch.setattr(perturbation, "_coders", lambda subject: coders)
     return getattr(perturbation, suite)(subject)
 

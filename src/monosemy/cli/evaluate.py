@@ -20,6 +20,7 @@ from monosemy.evaluation import (
     make_subject,
     run_suites,
     stability,
+    write_saebench,
 )
 from monosemy.evaluation.subject import Tier
 from monosemy.report.evaluation import write_evaluation
@@ -65,6 +66,8 @@ class Command:
     """Column of `--labels` that holds the text."""
     checkpoints: Path | None = None
     """Folder of the model's checkpoints, for the share of pre-training compute: `compute`."""
+    saebench: Path | None = None
+    """Folder for the results as SAEBench's JSON too."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
@@ -114,6 +117,10 @@ class Command:
         write_text(path, json.dumps(evaluation.to_dict(), indent=2) + "\n")
         page = write_evaluation(evaluation, self.run_folder / "evaluation.html")
         console.print(f"written to {path} and {page}", style="dim")
+        if self.saebench is not None:
+            name = self.run_folder.resolve().name
+            for file in write_saebench(evaluation, dictionary, self.saebench, name):
+                console.print(f"written to {file}", style="dim")
         console.print(evaluation.verdict, style="bold")
 
     def _others(self) -> list[Dictionary]:

@@ -15,7 +15,7 @@ from monosemy.evaluation.result import SuiteResult, Table, judge, told
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.metrics import bootstrap_weights, interval
 from monosemy.metrics.absorption import absorption
-from monosemy.metrics.logistic import fit_logistic, sparse_logistic
+from monosemy.metrics.balanced_probes import fit_balanced, sparse_logistic
 from monosemy.metrics.table import Better, MetricRow, MetricValue
 from monosemy.progress import Task
 
@@ -143,7 +143,7 @@ def _dense_probes(
         if min((of & words.test).sum(), (of & ~words.test).sum()) >= WORDS // 2
     ]
     train, test = words.rows(False), words.rows(True)
-    w, b = fit_logistic(words.y[train], words.truth(False)[enough])
+    w, b = fit_balanced(words.y[train], words.truth(False)[enough])
     f1 = _f1(words.y[test] @ w.T + b > 0, words.truth(True)[enough].T)
     good = f1 > F1
     if int(good.sum()) < FEWEST:
@@ -243,7 +243,7 @@ def _own_features(
     said = torch.zeros(len(letters), len(test), dtype=torch.bool)
     for k in range(1, order.shape[1] + 1):
         chosen = z[:, order[:, :k]].transpose(0, 1)  # [letters, n, k]
-        w, b = fit_logistic(chosen[:, train], truth)
+        w, b = fit_balanced(chosen[:, train], truth)
         logits = (chosen @ w[..., None])[..., 0] + b[:, None]
         f1 = _f1((logits[:, train] > 0).T, truth.T)
         growing &= (top[:, k - 1] > 0) & (f1 > best + GAIN)

@@ -79,7 +79,7 @@ class Examples:
         return true & (self.rows >= 0)
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
     """All examples that were read, before some are drawn."""
 
     of_tokens: bool
@@ -105,7 +105,37 @@ def examples_of(subject: Subject) -> Examples:
     Raises:
         NotMeaningful: nothing is labelled, or no concept has enough examples.
     """
-    return subject.once("examples", lambda: _draw(subject, _read(subject)))
+    return subject.once("examples", lambda: _draw(subject, read_of(subject)))
+
+
+def read_of(subject: Subject) -> Read:
+    """Return all examples that are read for `examples_of`, before any are drawn.
+
+    Raises:
+        NotMeaningful: nothing is labelled.
+    """
+    return subject.once("read", lambda: _read(subject))
+
+
+def drawn_from(subject: Subject, read: Read, rows: Int[np.ndarray, " n"]) -> Examples:
+    """Return certain examples, with all labels, in the folds of `examples_of`; nothing of words."""
+    fold = _folds(read.document, np.random.default_rng(subject.seed))[read.document]
+    x = read.x[rows]
+    return Examples(
+        of_tokens=read.of_tokens,
+        names=read.names,
+        labels=read.labels[rows],
+        rows=np.zeros((len(read.names), 0), dtype=np.int64),
+        document=read.document[rows],
+        fold=fold[rows],
+        x=x,
+        codes={name: to_csr(coder, x) for name, coder in _coders(subject).items()}
+        if read.codes is None
+        else {name: code[rows] for name, code in read.codes.items()},
+        words={},
+        length=read.length[rows],
+        context=read.context,
+    )
 
 
 def tokens_read(subject: Subject) -> int:
@@ -120,7 +150,7 @@ def _documents(subject: Subject) -> int:
     return subject.size("probe_documents", 512, 2_048, 8_192)
 
 
-def _read(subject: Subject) -> _Read:
+def _read(subject: Subject) -> Read:
     labels = subject.labels
     if labels is None:
         return _read_tokens(subject, subject.stream("held_out"), tuple(CONCEPTS), _syntax, set())
@@ -158,7 +188,7 @@ def _read_tokens(
     names: tuple[str, ...],
     spans: Callable[[Document], Spans | None],
     seen: set[str],
-) -> _Read:
+) -> Read:
     """Read labelled tokens until there are enough."""
     wanted, hookpoint = tokens_read(subject), subject.dictionary.hookpoint
     texts: dict[str, int] = {}
@@ -192,12 +222,12 @@ def _read_tokens(
         "bag of tokens": _counts(windows, vocabulary),
     }
     context = {"unit": "token", "tokens": found, "in_training": len(seen)}
-    return _Read(True, names, true, document, torch.cat(x), None, words, before, context)
+    return Read(True, names, true, document, torch.cat(x), None, words, before, context)
 
 
 def _read_documents(
     subject: Subject, stream: TokenStream, labels: LabelledCorpus, seen: set[str]
-) -> _Read:
+) -> Read:
     """Read documents, each pooled over its counted tokens, until there are enough."""
     wanted, hookpoint = _documents(subject), subject.dictionary.hookpoint
     coders = _coders(subject)
@@ -230,7 +260,7 @@ def _read_documents(
     if not truths:
         raise NotMeaningful("every labelled document is among the dictionary's training text")
     context = {"unit": "document", "documents": len(truths), "in_training": len(seen)}
-    return _Read(
+    return Read(
         False,
         labels.classes,
         np.array(truths),
@@ -307,7 +337,7 @@ def to_csr(coder: SparseCoder, x: Float[Tensor, "n d_in"]) -> sparse.csr_array:
     return sparse.csr_array(sparse.vstack(parts))
 
 
-def _draw(subject: Subject, read: _Read) -> Examples:
+def _draw(subject: Subject, read: Read) -> Examples:
     """Draw examples of each concept that has enough, and put texts into folds."""
     rng = np.random.default_rng(subject.seed)
     fold = _folds(read.document, rng)[read.document]
@@ -373,7 +403,7 @@ def _usable(true: np.ndarray, document: np.ndarray, fold: np.ndarray) -> bool:
     )
 
 
-def _too_few(read: _Read) -> str:
+def _too_few(read: Read) -> str:
     unit, positives = read.context["unit"], read.labels.sum(0)
     best = int(np.minimum(positives, len(read.labels) - positives).argmax())
     texts = len(np.unique(read.document[read.labels[:, best]]))

@@ -24,13 +24,15 @@ from monosemy.evaluation.examples import (
     DICTIONARY,
     UNTRAINED,
     Examples,
-    examples_of,
+    Read,
+    drawn_from,
+    read_of,
     tokens_read,
 )
 from monosemy.evaluation.result import Judgement, SuiteResult, Table, judge, told
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.metrics import GroupSums, bootstrap_weights, interval
-from monosemy.metrics.logistic import fit_logistic
+from monosemy.metrics.balanced_probes import fit_balanced
 from monosemy.metrics.perturbation import (
     SMALLEST_GAP,
     ablated_logits,
@@ -151,7 +153,7 @@ class _Probes:
 
     def __init__(self, x: Tensor, rows: np.ndarray, labels: Bool[np.ndarray, "probes n"]) -> None:
         """Fit one for each label, on some of the examples."""
-        w, b = fit_logistic(x[rows], torch.from_numpy(labels).to(x.device))
+        w, b = fit_balanced(x[rows], torch.from_numpy(labels).to(x.device))
         self.weights, self.biases = w.cpu().numpy(), b.cpu().numpy()
 
     def logits(self, x: Tensor, rows: np.ndarray) -> Float[np.ndarray, "n probes"]:
@@ -164,14 +166,14 @@ def _folds(examples: Examples, rows: np.ndarray) -> list[tuple[np.ndarray, np.nd
     return [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in np.unique(fold)]
 
 
-def _examples(subject: Subject) -> Examples:
+def _labelled(subject: Subject) -> Read:
     if subject.dictionary.is_transcoder:
         raise NotMeaningful(
             f"a transcoder's features fire at `{subject.dictionary.hookpoint}` and write at "
             f"`{subject.dictionary.explains}`: ablation leaves the activations that they tell of "
             "as they are"
         )
-    return examples_of(subject)
+    return read_of(subject)
 
 
 # --- targeted probe perturbation ---------------------------------------------------------------
@@ -189,8 +191,10 @@ def run_tpp(subject: Subject) -> SuiteResult:
     Raises:
         NotMeaningful: fewer than two classes have examples enough.
     """
-    examples = _examples(subject)
-    names, rows, labels = _classes(subject, examples)
+    read = _labelled(subject)
+    names, rows, labels = _classes(subject, read)
+    examples = drawn_from(subject, read, rows)
+    rows = np.arange(len(rows))
     columns = _columns(subject, examples)
     m, folds = len(names), _folds(examples, rows)
     right = np.zeros((len(rows), m), dtype=bool)
@@ -215,15 +219,15 @@ def run_tpp(subject: Subject) -> SuiteResult:
 
 
 def _classes(
-    subject: Subject, examples: Examples
+    subject: Subject, read: Read
 ) -> tuple[list[str], Int[np.ndarray, " n"], Bool[np.ndarray, "classes n"]]:
     """Return the classes, the examples of exactly one of them, and which they belong to."""
     asked = subject.size("classes", None, None, None)
-    names = asked or (examples.names if subject.labels is not None else KINDS)
-    chosen = [examples.names.index(name) for name in names if name in examples.names]
+    names = asked or (read.names if subject.labels is not None else KINDS)
+    chosen = [read.names.index(name) for name in names if name in read.names]
     most = subject.size("examples", 128, 256, 1024)
     while True:
-        labels = examples.labels[:, chosen]
+        labels = read.labels[:, chosen]
         alone = labels & (labels.sum(1, keepdims=True) == 1)
         counts = alone.sum(0)
         enough = counts >= FEWEST
@@ -239,7 +243,7 @@ def _classes(
     rng = np.random.default_rng(subject.seed)
     places = [rng.permutation(np.flatnonzero(alone[:, c]))[:most] for c in best]
     rows = np.sort(np.concatenate(places))
-    return [examples.names[chosen[c]] for c in best], rows, alone[rows][:, best].T
+    return [read.names[chosen[c]] for c in best], rows, alone[rows][:, best].T
 
 
 def _tpp_result(
@@ -306,10 +310,13 @@ def run_scr(subject: Subject) -> SuiteResult:
         NotMeaningful: no two labels have examples enough with both, either and none of them, or
             bias costs no probe any accuracy.
     """
-    examples = _examples(subject)
+    read = _labelled(subject)
+    drawn = _pairs(subject, read)
+    used = np.unique(np.concatenate([*drawn.values()]))
+    pairs = {names: np.searchsorted(used, rows) for names, rows in drawn.items()}
+    examples = drawn_from(subject, read, used)
     columns = _columns(subject, examples)
     resampled = _Resampled(subject, examples.document)
-    pairs = _pairs(subject, examples)
     biased: dict[str, _Pair] = {}
     with Task("scr", len(pairs), "pairs") as task:
         for names, rows in pairs.items():
@@ -326,20 +333,20 @@ def run_scr(subject: Subject) -> SuiteResult:
     return _scr_result(subject, examples, pairs, biased)
 
 
-def _pairs(subject: Subject, examples: Examples) -> dict[tuple[str, str], Int[np.ndarray, " n"]]:
+def _pairs(subject: Subject, read: Read) -> dict[tuple[str, str], Int[np.ndarray, " n"]]:
     """Return pairs of labels, and as many examples of each of their four cells.
 
     Raises:
         NotMeaningful: there are none.
     """
     asked = subject.size("pairs", None, None, None)
-    every = list(itertools.combinations(examples.names, 2)) if subject.labels is not None else CUES
-    possible = [p for p in asked or every if set(p) <= set(examples.names)]
+    every = list(itertools.combinations(read.names, 2)) if subject.labels is not None else CUES
+    possible = [p for p in asked or every if set(p) <= set(read.names)]
     rng = np.random.default_rng(subject.seed)
     most = subject.size("examples", 128, 256, 1024)
     found = {}
     for names in possible:
-        a, b = (examples.labels[:, examples.names.index(name)] for name in names)
+        a, b = (read.labels[:, read.names.index(name)] for name in names)
         cells = [np.flatnonzero((a == x) & (b == y)) for x in (0, 1) for y in (0, 1)]
         size = min(most, *map(len, cells))
         if size >= FEWEST:

@@ -29,7 +29,7 @@ _CHUNK = 2**16
 def fit_logistic(
     x: Float[Tensor, "tasks n k"],
     y: Bool[Tensor, "tasks n"],
-    there: Bool[Tensor, "tasks n"],
+    there: Bool[Tensor, "tasks n"] | Float[Tensor, "tasks n"],
     c: float = 1.0,
 ) -> tuple[Float[Tensor, "tasks k"], Float[Tensor, " tasks"]]:
     """Fit logistic regressions with an L2 penalty: weights and intercepts.
@@ -41,7 +41,7 @@ def fit_logistic(
     Args:
         x: numbers of each example, of about unit size.
         y: labels; each task needs both.
-        there: which examples are fitted to.
+        there: which examples are fitted to, or how much each weighs.
         c: weight of the data against the penalty.
     """
     some = torch.cat([x, torch.ones_like(x[:, :, :1])], 2)

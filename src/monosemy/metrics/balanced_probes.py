@@ -1,58 +1,34 @@
-"""Logistic probes, many at once: which side of a plane a text's activations lie on."""
+"""Logistic probes of classes of unequal size, which weigh the same."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-RIDGE = 1.0
-"""Weight of half the squared norm against the summed loss: 1/C in scikit-learn."""
-_STEPS = 200
-_SLOPE = 1e-2
-"""Of the summed loss, below which a fit is done; scikit-learn's default is 1e-4 of the mean."""
+from monosemy.metrics.probes import fit_logistic
 
 
-def fit_logistic(
-    x: Float[Tensor, "*probes n d"], labels: Bool[Tensor, "probes n"], ridge: float = RIDGE
+def fit_balanced(
+    x: Float[Tensor, "*probes n d"], labels: Bool[Tensor, "probes n"]
 ) -> tuple[Float[Tensor, "probes d"], Float[Tensor, " probes"]]:
-    """Fit a logistic regression for each label, its two classes weighing the same.
+    """Fit a logistic regression for each label: `fit_logistic` on standardised columns.
 
-    Columns are standardised first, so that the penalty means the same for all; weights are
-    returned for x as it is.
+    As scikit-learn's `LogisticRegression(class_weight="balanced")` after a `StandardScaler`;
+    weights are returned for x as it is.
 
     Args:
         x: one matrix for all labels, or one each.
         labels: both classes in each.
-        ridge: on the squared norm of the weights of standardised columns, not on the bias.
 
     Returns:
         Weights and biases: the logit is <w, x> + b.
     """
-    mean, std = x.mean(-2, keepdim=True), x.std(-2, correction=0, keepdim=True)
-    scaled = (x - mean) / std.clamp_min(1e-12)
-    weight = balance(labels)
-    w = x.new_zeros(len(labels), x.shape[-1]).requires_grad_()
-    b = x.new_zeros(len(labels), 1).requires_grad_()
-    solver = torch.optim.LBFGS(
-        [w, b], max_iter=_STEPS, tolerance_grad=_SLOPE, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        # One matrix for all labels is one product; a batched one would copy it.
-        products = w @ scaled.T if scaled.ndim == 2 else (scaled @ w[..., None])[..., 0]
-        logits = products + b
-        fit = binary_cross_entropy_with_logits(logits, labels.to(x), weight, reduction="sum")
-        value = fit + ridge / 2 * w.square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        solver.step(loss)
-    found = w.detach() / std[..., 0, :].clamp_min(1e-12)
-    return found, b.detach()[:, 0] - (found * mean[..., 0, :]).sum(-1)
+    mean, std = x.mean(-2, keepdim=True), x.std(-2, correction=0, keepdim=True).clamp_min(1e-12)
+    scaled = ((x - mean) / std).expand(len(labels), -1, -1)
+    w, b = fit_logistic(scaled, labels, balance(labels))
+    w = w / std[..., 0, :]
+    return w, b - (w * mean[..., 0, :]).sum(-1)
 
 
 def sparse_logistic(

@@ -1,0 +1,197 @@
+"""Results as SAEBench writes them, so that its tables and plots can hold ours beside others'.
+
+SAEBench (Karvonen et al. 2025, arXiv 2503.09532; version 0.6.0) has one JSON file for each kind of
+evaluation and dictionary. What is measured here by its definition goes under its name; what is not
+measured, or is another figure, is left out. `eval_config` says how it was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monosemy.artefact import write_text
+from monosemy.coders import Dictionary
+from monosemy.evaluation.result import Evaluation, SuiteResult
+
+VERSION = "0.6.0"
+"""Of SAEBench, whose layout this is."""
+
+Metrics = dict[str, dict[str, Any]]
+
+
+def write_saebench(
+    evaluation: Evaluation, dictionary: Dictionary, folder: str | Path, name: str = "monosemy"
+) -> list[Path]:
+    """Write what SAEBench has a place for, as FOLDER/KIND/NAME_HOOKPOINT_eval_results.json.
+
+    Suites that did not run, or that said why they have no figure, give no file.
+
+    Args:
+        evaluation: its results.
+        dictionary: what was measured.
+        folder: where to; `eval_results` in SAEBench.
+        name: what SAEBench calls a release, the first part of the file's name.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    release, identity = name.replace("/", "_"), dictionary.hookpoint.replace("/", "_")
+    written = []
+    for result in evaluation.suites:
+        if result.suite not in _KINDS or result.skipped:
+            continue
+        kind, metrics_of = _KINDS[result.suite]
+        metrics, details = metrics_of(result)
+        path = Path(folder) / kind / f"{release}_{identity}_eval_results.json"
+        output = {
+            "eval_type_id": _TYPES.get(kind, kind),
+            "eval_config": _config(evaluation, result),
+            "eval_id": str(uuid.uuid4()),
+            "datetime_epoch_millis": int(time.time() * 1000),
+            "eval_result_metrics": metrics,
+            "eval_result_details": details,
+            "sae_bench_commit_hash": f"monosemy {evaluation.context['environment']['monosemy']}",
+            "sae_lens_id": identity,
+            "sae_lens_release_id": release,
+            "sae_lens_version": None,
+            "sae_cfg_dict": _sae_config(evaluation, dictionary),
+            "eval_result_unstructured": None,
+        }
+        write_text(path, json.dumps(output, indent=2) + "\n")
+        written.append(path)
+    return written
+
+
+_DIFFERENT = {
+    "reconstruction": {
+        "explained_variance": "1 - FVU, pooled over tokens; SAEBench's own squares the mean of "
+        "squares, and is another figure"
+    },
+    "tpp": {"accuracy": "balanced, of logistic probes, each text scored by probes it is not in"},
+    "scr": {"accuracy": "of logistic probes, each text scored by probes it is not in"},
+    "absorption": {"projection": "of activations less b_dec; words at the end of the prompt"},
+}
+"""Figures that go by SAEBench's name though they are not quite its own."""
+
+_TYPES = {"absorption": "absorption_first_letter"}
+
+
+def _config(evaluation: Evaluation, result: SuiteResult) -> dict[str, Any]:
+    """Return how it was measured: what differs from SAEBench's own settings is here."""
+    shared = ("model", "corpus", "tier", "seed", "formulas")
+    return {
+        "measured_by": "monosemy",
+        "layout": f"SAEBench {VERSION}",
+        "model_name": evaluation.context["model"],
+        "random_seed": evaluation.context["seed"],
+        **{name: evaluation.context[name] for name in shared},
+        "definitions": _DIFFERENT.get(result.suite, {}),
+        "settings": result.context,
+    }
+
+
+def _sae_config(evaluation: Evaluation, dictionary: Dictionary) -> dict[str, Any]:
+    training = dictionary.provenance.training
+    found = {
+        "architecture": dictionary.coder.architecture,
+        "model_name": evaluation.context["model"],
+        "d_in": dictionary.d_in,
+        "d_sae": dictionary.width,
+        "hook_name": dictionary.hookpoint,
+        "context_size": dictionary.provenance.context,
+        "dtype": "float32",
+    }
+    return found | ({"training_tokens": training["tokens"]} if training.get("tokens") else {})
+
+
+def _given(result: SuiteResult, names: Mapping[str, str]) -> dict[str, float]:
+    """Return the dictionary's figures that a table has, by SAEBench's names."""
+    found = {}
+    for theirs, mine in names.items():
+        try:
+            found[theirs] = result.value(mine)
+        except KeyError:  # such as the loss of a model that predicts nothing
+            continue
+    return found
+
+
+def _core(result: SuiteResult) -> tuple[Metrics, list]:
+    ce = result.context["ce"]
+    performance = _given(
+        result, {"ce_loss_score": "loss recovered (zero)", "ce_loss_with_sae": "CE"}
+    )
+    if ce:
+        performance |= {"ce_loss_without_sae": ce["original"], "ce_loss_with_ablation": ce["zero"]}
+    quality = _given(result, {"explained_variance": "FVU", "cossim": "cosine"})
+    quality["explained_variance"] = 1 - quality["explained_variance"]
+    metrics = {
+        "model_behavior_preservation": _given(result, {"kl_div_with_sae": "KL"}),
+        "model_performance_preservation": performance,
+        "reconstruction_quality": quality,
+        "shrinkage": _given(
+            result, {"l2_ratio": "L2 ratio", "relative_reconstruction_bias": "relative bias"}
+        ),
+        "sparsity": _given(result, {"l0": "L0"}),
+        "misc_metrics": {"frac_alive": 1 - result.value("dead share")},
+        "token_stats": {
+            "total_tokens_eval_reconstruction": result.context["loss_tokens"],
+            "total_tokens_eval_sparsity_variance": result.context["tokens"],
+        },
+    }
+    return {name: values for name, values in metrics.items() if values}, []
+
+
+def _tpp(result: SuiteResult) -> tuple[Metrics, list]:
+    found: dict[str, Any] = {}
+    own, others = (result.series[side]["dictionary"] for side in ("own", "others"))
+    for count, mine, theirs in zip(result.series["counts"], own, others, strict=True):
+        found[f"tpp_threshold_{count}_total_metric"] = mine - theirs
+        found[f"tpp_threshold_{count}_intended_diff_only"] = mine
+        found[f"tpp_threshold_{count}_unintended_diff_only"] = theirs
+    return {"tpp_metrics": found}, []
+
+
+def _scr(result: SuiteResult) -> tuple[Metrics, list]:
+    """Features at zero; the direction that counts is chosen for each pair."""
+    found: dict[str, Any] = {}
+    counts = result.series["counts"]
+    for i, count in enumerate(counts):
+        for way, scores in enumerate(result.series["directions"], start=1):
+            found[f"scr_dir{way}_threshold_{count}"] = scores[i]
+        found[f"scr_metric_threshold_{count}"] = result.value(f"SCR, {count} features")
+    details = [
+        {"dataset_name": pair}
+        | {
+            f"scr_metric_threshold_{count}": score
+            for count, score in zip(counts, said["zeroed"], strict=True)
+        }
+        for pair, said in result.context["pairs"].items()
+    ]
+    return {"scr_metrics": found}, details
+
+
+def _absorption(result: SuiteResult) -> tuple[Metrics, list]:
+    letters = result.series["letters"]
+    mean: dict[str, Any] = {
+        "mean_absorption_fraction_score": result.value("absorption fraction"),
+        "mean_full_absorption_score": result.value("full absorption"),
+        "mean_num_split_features": sum(o["num_split_features"] for o in letters) / len(letters),
+    }
+    return {"mean": mean}, letters
+
+
+_KINDS: dict[str, tuple[str, Callable[[SuiteResult], tuple[Metrics, list]]]] = {
+    "reconstruction": ("core", _core),
+    "tpp": ("tpp", _tpp),
+    "scr": ("scr", _scr),
+    "absorption": ("absorption", _absorption),
+}
+"""Suite -> SAEBench's folder, and how its metrics are made."""
