@@ -121,6 +121,7 @@ def some(examples: Examples, rows: np.ndarray) -> Examples:
         document=examples.document[rows],
         fold=examples.fold[rows],
         x=examples.x[torch.from_numpy(rows)],
+        length=examples.length[rows],
         codes={name: code[rows] for name, code in examples.codes.items()},
     )
 

@@ -12,7 +12,7 @@ import tyro
 from monosemy.artefact import write_text
 from monosemy.cli.console import console, open_dictionary, open_text
 from monosemy.coders import Dictionary
-from monosemy.corpus import open_labels
+from monosemy.corpus import open_corpus, open_labels
 from monosemy.evaluation import (
     Tasks,
     choose_suites,
@@ -66,6 +66,8 @@ class Command:
     """Column of `--labels` that holds the text."""
     checkpoints: Path | None = None
     """Folder of the model's checkpoints, for the share of pre-training compute: `compute`."""
+    forget: str | None = None
+    """Text that clamping features is to make the model worse at, for `unlearning`."""
     saebench: Path | None = None
     """Folder for the results as SAEBench's JSON too."""
     device: str | None = None
@@ -95,6 +97,7 @@ class Command:
             tasks=tasks,
             labels=labels,
             checkpoints=self.checkpoints,
+            forget=None if self.forget is None else open_corpus(self.forget),
             sizes=sizes,
         )
         costs = [f"{suite.name} {count(suite.cost(subject))}" for suite in suites]

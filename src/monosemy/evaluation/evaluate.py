@@ -35,6 +35,7 @@ def evaluate(
     others: Sequence[Dictionary | Any] = (),
     labels: LabelledCorpus | None = None,
     checkpoints: Path | None = None,
+    forget: Corpus | None = None,
     draws: int = 1000,
     seed: int = 0,
     **sizes: Any,
@@ -54,6 +55,8 @@ def evaluate(
         labels: labelled text (`open_labels`), for suites that ask what features know of it;
             default concepts of the corpus, where it is Python source.
         checkpoints: folder of the model's checkpoints, for the suite `compute`.
+        forget: text that clamping features is to make the model worse at, for the suite
+            `unlearning`.
         draws: bootstrap draws of documents, from which 95% intervals come.
         seed: of everything drawn at random.
         sizes: numbers that replace a suite's own, such as `tokens` and `loss_tokens`.
@@ -74,6 +77,7 @@ def evaluate(
         tasks=tasks,
         labels=labels,
         checkpoints=checkpoints,
+        forget=forget,
         draws=draws,
         seed=seed,
         sizes=sizes,

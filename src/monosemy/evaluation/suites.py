@@ -22,6 +22,7 @@ from monosemy.evaluation import (
     recovery,
     rivals,
     stability,
+    unlearning,
 )
 from monosemy.evaluation.result import SuiteResult
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite, Tier
@@ -39,6 +40,7 @@ SUITES = {
         perturbation.TPP,
         perturbation.SCR,
         absorption.SUITE,
+        unlearning.SUITE,
         causal.SUITE,
         stability.SUITE,
         recovery.SUITE,
