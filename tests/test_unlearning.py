@@ -62,7 +62,7 @@ def test_nothing_clamped_changes_no_logit(lm: LM, run: Run) -> None:
 
 
 def test_the_setting_keeps_other_text_and_is_not_chosen_where_it_is_measured(
-    result: SuiteResult,
+    run: Run, result: SuiteResult
 ) -> None:
     assert result.table.columns == unlearning.COLUMNS
     chosen: Any = result.context["chosen"][DICTIONARY]
@@ -74,19 +74,10 @@ def test_the_setting_keeps_other_text_and_is_not_chosen_where_it_is_measured(
     assert {j.baseline for j in result.judgements} == {unlearning.UNTRAINED, MATCHED}
     for line in result.plots[0].lines.values():
         assert len(line) == 12
-    choosing, measuring = unlearning._halves(replace_draws(5), 9)
+    choosing, measuring = unlearning._halves(replace(make_subject(run), draws=5), 9)
     assert not (choosing.astype(bool) & (measuring != 0).any(0)).any()
     assert (choosing[0] + measuring[0] == 1).all()
     np.testing.assert_array_equal(measuring.sum(1), 4)
-
-
-def replace_draws(draws: int) -> Any:
-    class Small:
-        seed = 0
-
-    small = Small()
-    small.draws = draws  # type: ignore[attr-defined]
-    return small
 
 
 # --- when it says nothing ---------------------------------------------------------------------
@@ -105,7 +96,7 @@ def test_without_text_to_forget(run: Run) -> None:
 def test_too_few_documents(run: Run) -> None:
     few = open_corpus([f"the quick brown fox {i} " * 20 for i in range(6)], held_out=0.5)
     subject = make_subject(run, forget=few, draws=10, sizes={"unlearning_tokens": 100})
-    assert "8 of each are needed" in reason(subject)
+    assert "2 held-out documents" in reason(subject)
 
 
 def test_a_transcoder_and_a_model_without_loss(

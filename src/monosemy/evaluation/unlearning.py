@@ -103,17 +103,11 @@ def run(subject: Subject) -> SuiteResult:
             dictionary is a transcoder.
     """
     forget = _check(subject)
+    texts = {"forget": _held_out(subject, forget), "retain": _held_out(subject, subject.corpus)}
     settings = _settings(subject, forget)
-    losses, documents = {}, {}
-    with Task("unlearning", 2 * _tokens(subject), "tokens") as task:
-        for kind, corpus in (("forget", forget), ("retain", subject.corpus)):
-            losses[kind], documents[kind] = _measure(subject, corpus, settings, task)
-    if min(documents.values()) < FEWEST:
-        raise NotMeaningful(
-            f"{documents['forget']} held-out documents of the text to forget and "
-            f"{documents['retain']} of other text; {FEWEST} of each are needed, to choose features "
-            "on half of them"
-        )
+    with Task("unlearning", sum(map(len, texts.values())), "batches") as task:
+        losses = {kind: _measure(subject, text, settings, task) for kind, text in texts.items()}
+    documents = {kind: len(_documents(text)) for kind, text in texts.items()}
     return _result(subject, settings, losses, documents)
 
 
@@ -131,7 +125,7 @@ def _check(subject: Subject) -> Corpus:
 
 
 def _tokens(subject: Subject) -> int:
-    return subject.size("unlearning_tokens", 2_048, 4_096, 16_384)
+    return subject.size("unlearning_tokens", 2_048, 4_096, 8_192)
 
 
 def _cost(subject: Subject) -> int:
@@ -185,26 +179,52 @@ def _count(
     }
 
 
-def _measure(
-    subject: Subject, corpus: Corpus, settings: Mapping[str, Sequence[Clamp]], task: Task
-) -> tuple[LossEffect, int]:
-    """Return the losses on held-out text with each setting, and how many documents there were."""
-    names = [f"{name} {i}" for name in COLUMNS for i in range(len(settings[name]))]
-    losses, documents, tokens = LossEffect(names), dict[str, int](), 0
+def _held_out(subject: Subject, corpus: Corpus) -> list[TokenBatch]:
+    """Return held-out text.
+
+    Raises:
+        NotMeaningful: too few documents, of which half choose and half measure.
+    """
+    found, tokens = [], 0
     for batch in _stream(subject, corpus, "held_out"):
-        same = batch.document.roll(-1, dims=1) == batch.document
-        same[:, -1] = False
-        counted = batch.counted & same
-        numbers = [documents.setdefault(d.id, len(documents)) for d in batch.documents]
-        groups = torch.tensor([*numbers, 0])[batch.document]
-        original = subject.lm.logits(batch.tokens, attention_mask=batch.attention_mask).cpu()
-        variants = _variants(subject, batch, settings)
-        losses.update(original, variants, batch.tokens.roll(-1, dims=1), counted, groups)
-        tokens += int(counted.sum())
-        task.advance(int(counted.sum()))
+        found.append(batch)
+        tokens += int(batch.counted.sum())
         if tokens >= _tokens(subject):
             break
-    return losses, len(documents)
+    documents = len(_documents(found))
+    if documents < FEWEST:
+        raise NotMeaningful(
+            f"{documents} held-out documents of {corpus.name} in {tokens:,} tokens; {FEWEST} are "
+            "needed, to choose features on half of them"
+        )
+    return found
+
+
+def _documents(text: Sequence[TokenBatch]) -> dict[str, int]:
+    """Return a number for each document."""
+    ids = dict.fromkeys(document.id for batch in text for document in batch.documents)
+    return {id: number for number, id in enumerate(ids)}
+
+
+def _measure(
+    subject: Subject,
+    text: Sequence[TokenBatch],
+    settings: Mapping[str, Sequence[Clamp]],
+    task: Task,
+) -> LossEffect:
+    """Return the losses with each setting."""
+    names = [f"{name} {i}" for name in COLUMNS for i in range(len(settings[name]))]
+    losses, documents = LossEffect(names), _documents(text)
+    for batch in text:
+        targets = batch.tokens.roll(-1, dims=1)
+        same = batch.document.roll(-1, dims=1) == batch.document
+        same[:, -1] = False
+        groups = torch.tensor([*(documents[d.id] for d in batch.documents), 0])[batch.document]
+        original = subject.lm.logits(batch.tokens, attention_mask=batch.attention_mask).cpu()
+        variants = _variants(subject, batch, settings)
+        losses.update(original, variants, targets, batch.counted & same, groups)
+        task.advance(1)
+    return losses
 
 
 def _variants(
