@@ -61,8 +61,13 @@ def fit_logistic(
         pulls = torch.cat([bent, (weight * (p - label))[:, :, None]], 2)
         sums = some.mT @ pulls
         gradient, hessian = sums[:, :, -1] + penalty * now, sums[:, :, :-1]
-        hessian.diagonal(dim1=1, dim2=2).add_(penalty + 1e-6)  # an intercept alone may be flat
-        step, before = torch.linalg.solve(hessian, gradient), loss(now, z)
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        # An intercept alone may be flat, up to rounding.
+        diagonal.add_(penalty + 1e-6 * (1 + diagonal.amax(1, keepdim=True)))
+        # Not `solve`: MKL's LU of many matrices above 256 fails on several threads.
+        factor = torch.linalg.cholesky(hessian)
+        step = torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0]
+        before = loss(now, z)
         for _ in range(_HALVINGS):
             after = (some @ (now - step)[:, :, None])[:, :, 0]
             worse = loss(now - step, after) > before * (1 + 1e-6)
