@@ -70,7 +70,7 @@ def run(subject: Subject) -> SuiteResult:
     """
     words = _read(subject)
     letters, probes, biases = _dense_probes(words)
-    coders = {"dictionary": subject.dictionary.coder, "untrained dictionary": subject.untrained()}
+    coders = {"dictionary": subject.dictionary.coder, "untrained dictionary": subject.untrained}
     found = {}
     with Task("absorption", len(coders), "dictionaries") as task:
         for name, coder in coders.items():

@@ -145,7 +145,7 @@ def _columns(subject: Subject, examples: Examples) -> dict[str, _Column]:
 
 
 def _coders(subject: Subject) -> dict[str, SparseCoder]:
-    return {DICTIONARY: subject.dictionary.coder, UNTRAINED: subject.untrained()}
+    return {DICTIONARY: subject.dictionary.coder, UNTRAINED: subject.untrained}
 
 
 class _Probes:

@@ -51,14 +51,13 @@ class Subject:
     """Labelled text, for suites that ask what features know of it; None: concepts of the corpus."""
     checkpoints: Path | None = None
     """Folder of the model's checkpoints, for the share of pre-training compute."""
+    forget: Corpus | None = None
+    """Text that clamping features is to make the model worse at, for the suite `unlearning`."""
 
     @cached_property
     def reader(self) -> Reader:
         """Text and its activations, for every suite."""
         return Reader(self.dictionary, self.lm, self.corpus)
-    forget: Corpus | None = None
-    """Text that clamping features is to make the model worse at, for the suite `unlearning`."""
-    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def stream(self, part: Part) -> TokenStream:
         """Return text cut into rows, and counted, as in training."""

@@ -139,7 +139,7 @@ def _stream(subject: Subject, corpus: Corpus, part: Part) -> TokenStream:
 
 def _settings(subject: Subject, forget: Corpus) -> dict[str, list[Clamp]]:
     """Return what to try, for each column; the order of settings is the same for all."""
-    coders = {DICTIONARY: subject.dictionary.coder, UNTRAINED: subject.untrained()}
+    coders = {DICTIONARY: subject.dictionary.coder, UNTRAINED: subject.untrained}
     firing = _count(subject, coders, forget)
     found: dict[str, list[Clamp]] = {name: [] for name in COLUMNS}
     for rare, count, strength in itertools.product(RARE, COUNTS, STRENGTHS):
