@@ -19,8 +19,6 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-BATCH = 32
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -30,6 +28,7 @@ def main():
     parser.add_argument("--tokens", required=True)
     parser.add_argument("--rows", type=int, required=True, help="for reconstruction")
     parser.add_argument("--loss-rows", type=int, required=True, help="for the effect on the loss")
+    parser.add_argument("--batch", type=int, default=32, help="rows at a time")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -70,7 +69,7 @@ def measure(args):
         d_in=d,
         n_batches_in_buffer=2,
         total_training_tokens=tokens.numel(),
-        store_batch_size_prompts=BATCH,
+        store_batch_size_prompts=args.batch,
         train_batch_size_tokens=4096,
         prepend_bos=True,
         normalize_activations="none",
@@ -78,9 +77,9 @@ def measure(args):
         dtype="float32",
     )
     config = get_eval_everything_config(
-        batch_size_prompts=BATCH,
-        n_eval_reconstruction_batches=args.loss_rows // BATCH,
-        n_eval_sparsity_variance_batches=args.rows // BATCH,
+        batch_size_prompts=args.batch,
+        n_eval_reconstruction_batches=args.loss_rows // args.batch,
+        n_eval_sparsity_variance_batches=args.rows // args.batch,
     )
     began = time.perf_counter()
     figures, _ = run_evals(
