@@ -37,8 +37,19 @@ metric_list: [{{metric: acc}}]
 
 FIGURES = {
     "reconstruction": ["FVU", "L0", "CE increase", "loss recovered (mean)", "KL"],
+    "health": ["dead rate", "median density", "dense", "Gini", "nearest cosine, mean"],
+    "explanations": ["F1", "loss kept"],
+    "probing": ["AUROC, k=1", "AUROC, k=5"],
+    "probe_loss": ["probe loss, held out"],
+    "tpp": ["TPP, 20 features"],
+    "scr": ["SCR about the mean, 20 features"],
+    "causal": ["ablation sparsity"],
+    "stability": ["PW-MCC", "shared above 0.7"],
+    "recovery": ["MCC", "recovery F1"],
+    "benchmarks": [f"{TASK_NAME} acc"],
 }
 """Suite -> rows of its tables that are shown."""
+UNTRAINED = "untrained dictionary"
 
 
 def main():
@@ -126,23 +137,40 @@ def measured(lm, corpus, folder, seeds, tasks):
 
 def table(found):
     """Return figures, a row each, of architectures, a column each: the mean of seeds, and range."""
-    rows = [["", *found], ["---"] * (1 + len(found))]
+    everyone = [one for every in found.values() for one in every]
+    rows = [["", *found, UNTRAINED], ["---"] * (2 + len(found))]
     for suite, names in FIGURES.items():
         for name in names:
             cells = [cell([value(one, suite, name) for one in every]) for every in found.values()]
-            rows.append([f"{suite}: {name}", *cells])
-    rows.append(["**verdict**", *(verdicts(every) for every in found.values())])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+            beside = cell([value(one, suite, name, UNTRAINED) for one in everyone])
+            rows.append([f"{suite}: {name}", *cells, beside])
+    rows.append(["**verdict**", *(verdicts(every) for every in found.values()), ""])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", *skipped(everyone)])
 
 
-def value(one, suite, name):
-    """Return the dictionary's figure in one evaluation; None where there is none."""
+def value(one, suite, name, column="dictionary"):
+    """Return a figure in one evaluation; None where there is none."""
     for result in one["suites"]:
         for each in result["tables"] if result["suite"] == suite else ():
-            for row in each["rows"]:
-                if row["name"] == name and row["values"][0] is not None:
-                    return row["values"][0]["value"]
+            for row in each["rows"] if column in each["columns"] else ():
+                found = row["values"][each["columns"].index(column)]
+                if row["name"] == name and found is not None:
+                    return found["value"]
     return None
+
+
+def skipped(everyone):
+    """Say which suites gave no figure, and why."""
+    said = {}
+    for one in everyone:
+        for result in one["suites"]:
+            if result["skipped"]:
+                said.setdefault((result["suite"], result["skipped"]), []).append(one)
+    for (suite, why), those in said.items():
+        kinds = {one["context"]["architecture"] for one in those}
+        of = "" if len(those) == len(everyone) else f" ({', '.join(sorted(kinds))})"
+        yield f"- {suite}{of}: {why}"
 
 
 def cell(values):

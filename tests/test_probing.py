@@ -239,7 +239,7 @@ def test_both_suites_on_labelled_documents(run: Run) -> None:
 
 
 def test_prose_without_labels_is_not_probed(run: Run) -> None:
-    prose: Corpus = open_corpus([f"Once upon {i} times." for i in range(50)], held_out=0.5)
+    prose: Corpus = open_corpus([f"Once upon {i} times." for i in range(80)], held_out=0.25)
     found = evaluate(run, data=prose, suites=["probing", "probe_loss"])
     for suite in ("probing", "probe_loss"):
         assert "give labelled text with --labels" in found[suite].skipped

@@ -101,7 +101,7 @@ class Command:
             sizes=sizes,
         )
         costs = [f"{suite.name} {count(suite.cost(subject))}" for suite in suites]
-        console.print(f"tokens through the model: {', '.join(costs)}", style="dim")
+        console.print(f"tokens through the model, at most: {', '.join(costs)}", style="dim")
         results = []
         for result in run_suites(subject, suites):
             results.append(result)

@@ -110,7 +110,7 @@ class ErrorsByKind:
             shares = self._errors[number].total()[0, :, 0]
             whole = (shares / shares.sum()).tolist()
             share: list[MetricValue | None] = [MetricValue(v, v, v) for v in whole]
-            head = MetricRow("share of tokens", "", "", "of all that are measured", share)
+            head = MetricRow("tokens", "share", "", "of all that are measured", share)
             found.append(Table(list(names), [head, *rows], title))
         return found
 
