@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.rule import Rule
@@ -53,7 +53,7 @@ class Command:
         console.print(Rule("2. measure it on held-out files, look at its features, steer"))
         report = report_run(self.out, lm, facts={"machine": describe(lm.device)})
         for result in report.evaluation.suites:
-            console.print(suite_tables(result))
+            console.print(suite_tables(replace(result, tables=result.tables[:1])))
         console.print(feature_table([report.features[i] for i in report.chosen]))
         for pair in report.steering[:1]:
             console.print(steering_panel(pair))
