@@ -12,7 +12,7 @@ import tyro
 from monosemy.artefact import write_text
 from monosemy.cli.console import console, open_dictionary, open_text
 from monosemy.coders import Dictionary
-from monosemy.corpus import open_corpus, open_labels
+from monosemy.corpus import open_corpus, open_labels, read_facts, read_questions
 from monosemy.evaluation import (
     Tasks,
     choose_suites,
@@ -68,6 +68,12 @@ class Command:
     """Folder of the model's checkpoints, for the share of pre-training compute: `compute`."""
     forget: str | None = None
     """Text that clamping features is to make the model worse at, for `unlearning`."""
+    questions: Path | None = None
+    """Questions about that and about other things (.jsonl .parquet), for `unlearning`: rows of
+    `question`, `choices`, `answer`, `forget`."""
+    facts: Path | None = None
+    """Facts about entities (.jsonl .csv .parquet), for `ravel`: rows of `entity`, `attribute`,
+    `prompt`, `answer`."""
     saebench: Path | None = None
     """Folder for the results as SAEBench's JSON too."""
     device: str | None = None
@@ -98,6 +104,8 @@ class Command:
             labels=labels,
             checkpoints=self.checkpoints,
             forget=None if self.forget is None else open_corpus(self.forget),
+            questions=() if self.questions is None else read_questions(self.questions),
+            facts=() if self.facts is None else read_facts(self.facts),
             sizes=sizes,
         )
         costs = [f"{suite.name} {count(suite.cost(subject))}" for suite in suites]

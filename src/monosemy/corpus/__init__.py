@@ -2,6 +2,7 @@
 
 from monosemy.corpus.corpus import Corpus, Part, open_corpus
 from monosemy.corpus.document import HELD_OUT_SHARE, Document
+from monosemy.corpus.facts import Fact, Question, read_facts, read_questions
 from monosemy.corpus.labelled import LabelledCorpus, open_labels
 from monosemy.corpus.labels import label_tokens
 from monosemy.corpus.pairs import Pair, read_pairs
@@ -15,16 +16,20 @@ __all__ = [
     "HELD_OUT_SHARE",
     "Corpus",
     "Document",
+    "Fact",
     "LabelledCorpus",
     "Pair",
     "Part",
     "Place",
+    "Question",
     "TokenBatch",
     "TokenPolicy",
     "TokenStream",
     "label_tokens",
     "open_corpus",
     "open_labels",
+    "read_facts",
     "read_pairs",
+    "read_questions",
     "syntax_spans",
 ]

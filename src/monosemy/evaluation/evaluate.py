@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from monosemy.coders import Dictionary, attach
-from monosemy.corpus import Corpus, LabelledCorpus, open_corpus
+from monosemy.corpus import Corpus, Fact, LabelledCorpus, Question, open_corpus
 from monosemy.device import describe
 from monosemy.errors import UserError
 from monosemy.evaluation.foreign import adopt
@@ -36,6 +36,8 @@ def evaluate(
     labels: LabelledCorpus | None = None,
     checkpoints: Path | None = None,
     forget: Corpus | None = None,
+    questions: Sequence[Question] = (),
+    facts: Sequence[Fact] = (),
     draws: int = 1000,
     seed: int = 0,
     **sizes: Any,
@@ -57,6 +59,8 @@ def evaluate(
         checkpoints: folder of the model's checkpoints, for the suite `compute`.
         forget: text that clamping features is to make the model worse at, for the suite
             `unlearning`.
+        questions: about that and about other things (`read_questions`), for the same suite.
+        facts: about entities (`read_facts`), for the suite `ravel`.
         draws: bootstrap draws of documents, from which 95% intervals come.
         seed: of everything drawn at random.
         sizes: numbers that replace a suite's own, such as `tokens` and `loss_tokens`.
@@ -78,6 +82,8 @@ def evaluate(
         labels=labels,
         checkpoints=checkpoints,
         forget=forget,
+        questions=questions,
+        facts=facts,
         draws=draws,
         seed=seed,
         sizes=sizes,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monosemy.coders import Dictionary, SparseCoder
-from monosemy.corpus import Corpus, LabelledCorpus, Part, TokenStream
+from monosemy.corpus import Corpus, Fact, LabelledCorpus, Part, Question, TokenStream
 from monosemy.evaluation import baselines
 from monosemy.evaluation.reader import Reader
 from monosemy.evaluation.result import SuiteResult
@@ -53,6 +53,10 @@ class Subject:
     """Folder of the model's checkpoints, for the share of pre-training compute."""
     forget: Corpus | None = None
     """Text that clamping features is to make the model worse at, for the suite `unlearning`."""
+    questions: Sequence[Question] = ()
+    """About what that text is about, and about other things, for the same suite."""
+    facts: Sequence[Fact] = ()
+    """About entities, for the suite `ravel`."""
 
     @cached_property
     def reader(self) -> Reader:

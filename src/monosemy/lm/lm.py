@@ -301,8 +301,8 @@ class LM:
     ) -> Float[Tensor, "*batch_time vocab"]:
         """Return the model's logits: [batch, time, vocab], for a classifier [batch, classes].
 
-        With `gradients`, they reach whatever an edit has put in. With `last`, only those of so
-        many last positions; most models then compute no others.
+        With `gradients`, they reach whatever an edit has put in, and no weights. With `last`, only
+        those of so many last positions; most models then compute no others.
 
         Raises:
             UserError: the model has no head, or was loaded in part.
@@ -314,7 +314,7 @@ class LM:
             and "logits_to_keep" in inspect.signature(self._core.forward).parameters
         ):
             arguments["logits_to_keep"] = last
-        with torch.set_grad_enabled(gradients):
+        with self._recording(gradients):
             output = self.model(**arguments)
         if not hasattr(output, "logits"):
             raise UserError(
@@ -322,6 +322,19 @@ class LM:
                 "load the model with its head (for language: a ...ForCausalLM class)",
             )
         return output.logits if last is None else output.logits[:, -last:]
+
+    @contextmanager
+    def _recording(self, gradients: bool) -> Iterator[None]:
+        """Record for gradients, but of no weights, or record nothing."""
+        trained = [p for p in self.model.parameters() if p.requires_grad] if gradients else []
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        try:
+            with torch.set_grad_enabled(gradients):
+                yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     @property
     def _takes_images(self) -> bool:

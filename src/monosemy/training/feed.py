@@ -226,14 +226,7 @@ class ModelJudge:
                 "no token of this batch is followed by another of its document",
                 "give longer documents, or train with objective `mse`",
             )
-        frozen = [p for p in self.lm.model.parameters() if p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            logits = self.lm.logits(
-                self.text.tokens, attention_mask=self.text.attention_mask, gradients=gradients
-            )
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
+        logits = self.lm.logits(
+            self.text.tokens, attention_mask=self.text.attention_mask, gradients=gradients
+        )
         return logits[self._judged].float()
