@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from monosemy.evaluation import Evaluation, SuiteResult, evaluate, write_saebench
+from monosemy.evaluation import (
+    Evaluation,
+    SuiteResult,
+    Table,
+    evaluate,
+    probing,
+    ravel,
+    write_saebench,
+)
 from monosemy.evaluation.perturbation import COUNTS
+from monosemy.metrics.table import MetricRow, MetricValue
 from monosemy.training import Run
 
 FIELDS = {
@@ -84,3 +93,47 @@ def test_tpp_has_what_each_side_lost(evaluation: Evaluation, run: Run, tmp_path:
     found = written(evaluation, run, tmp_path, tpp)["tpp"]["eval_result_metrics"]["tpp_metrics"]
     assert found["tpp_threshold_20_total_metric"] == pytest.approx(0.25)
     assert len(found) == 3 * len(COUNTS)
+
+
+def test_figures_of_tables_go_by_their_names(
+    evaluation: Evaluation, run: Run, tmp_path: Path
+) -> None:
+    def figures(columns: list[str], **values: float) -> Table:
+        return Table(
+            columns,
+            [
+                MetricRow(name, "", "higher", "", [MetricValue(v + i, v, v) for i in range(2)])
+                for name, v in values.items()
+            ],
+        )
+
+    swapped = {"cause": 0.5, "isolation": 0.25, "disentanglement": 0.375}
+    sparse = {f"balanced accuracy, k={k}": k / 100 for k in (1, 2, 5, 16)}
+    dense = {"balanced accuracy": 0.5}
+    scored = figures(["dictionary", "untrained dictionary"], **{"unlearning score": 0.75})
+    found = written(
+        evaluation,
+        run,
+        tmp_path,
+        SuiteResult("ravel", "", [figures(["dictionary", ravel.NO_ERROR], **swapped)]),
+        SuiteResult(
+            "probing",
+            "",
+            [
+                figures(["dictionary", probing.NEURONS], **sparse),
+                figures([probing.DENSE, "position"], **dense),
+            ],
+        ),
+        SuiteResult("unlearning", "", [scored]),
+    )
+    metrics = {kind: output["eval_result_metrics"] for kind, output in found.items()}
+    assert metrics["ravel"]["ravel"] == {f"{name}_score": v + 1 for name, v in swapped.items()}
+    assert metrics["unlearning"]["unlearning"] == {"unlearning_score": 0.75}
+    probes = metrics["sparse_probing"]
+    assert probes["sae"] == {f"sae_top_{k}_test_accuracy": k / 100 for k in (1, 2, 5)}
+    assert probes["llm"]["llm_test_accuracy"] == 0.5
+    assert probes["llm"]["llm_top_2_test_accuracy"] == 1.02
+    # Without questions there is no score, and no file.
+    (tmp_path / "more").mkdir()
+    plain = SuiteResult("unlearning", "", [figures(["dictionary"], loss=0.1)])
+    assert "unlearning" not in written(evaluation, run, tmp_path / "more", plain)

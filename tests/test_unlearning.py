@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 import torch
 from handmade import exact, make_transcoder
 
-from monosemy.corpus import Corpus, open_corpus
-from monosemy.evaluation import NotMeaningful, SuiteResult, make_subject, unlearning
+from monosemy.corpus import Corpus, Question, open_corpus, read_questions
+from monosemy.errors import UserError
+from monosemy.evaluation import NotMeaningful, SuiteResult, make_subject, questions, unlearning
+from monosemy.evaluation.questions import answered
 from monosemy.evaluation.unlearning import DICTIONARY, MATCHED, Clamp, _Firing
 from monosemy.lm import LM
 from monosemy.training import Run
@@ -24,10 +28,27 @@ def prose() -> Corpus:
     return open_corpus(texts, held_out=0.5)
 
 
+def asked(lm: LM, answer: str) -> list[Question]:
+    """Questions of two words, whose right answer is what the model finds likeliest, or least."""
+    words, found = ["alpha", "beta"], []
+    for i in range(24):
+        text = f"Of number {i} it is"
+        best, _ = sorted(words, key=lambda word: -log_likelihood(lm, text, word))
+        right = words.index(best) if answer == "likeliest" else 1 - words.index(best)
+        found.append(Question(text, tuple(words), right, forget=i % 2 == 0))
+    return found
+
+
+def log_likelihood(lm: LM, text: str, word: str) -> float:
+    start, whole = lm.encode(text).shape[1], lm.encode(f"{text} {word}")
+    each = lm.logits(whole)[0, :-1].log_softmax(-1)
+    return float(sum(each[i - 1, whole[0, i]] for i in range(start, whole.shape[1])))
+
+
 @pytest.fixture(scope="module")
-def result(run: Run, prose: Corpus) -> SuiteResult:
+def result(run: Run, lm: LM, prose: Corpus) -> SuiteResult:
     subject = make_subject(run, forget=prose, draws=50, sizes={"unlearning_tokens": 400})
-    return unlearning.run(subject)
+    return unlearning.run(replace(subject, questions=asked(lm, "likeliest")))
 
 
 def test_only_where_it_fires_a_feature_is_set(run: Run) -> None:
@@ -78,6 +99,71 @@ def test_the_setting_keeps_other_text_and_is_not_chosen_where_it_is_measured(
     assert not (choosing.astype(bool) & (measuring != 0).any(0)).any()
     assert (choosing[0] + measuring[0] == 1).all()
     np.testing.assert_array_equal(measuring.sum(1), 4)
+
+
+# --- questions --------------------------------------------------------------------------------
+
+
+def test_an_answer_is_the_likeliest_choice(lm: LM) -> None:
+    right, wrong = asked(lm, "likeliest"), asked(lm, "least")
+    assert answered(lm, right).all()
+    assert not answered(lm, wrong).any()
+    assert answered(lm, [right[0], wrong[1], right[2]]).tolist() == [True, False, True]
+
+
+def test_the_score_counts_only_where_other_answers_are_kept(run: Run, lm: LM) -> None:
+    subject = make_subject(run, draws=50, questions=asked(lm, "likeliest"))
+    edits = {"dictionary": {}, "same": {"layers.1": lambda x, tokens: x.clone()}}
+    (table,) = questions.ask(subject, edits).tables
+    for column in table.columns:
+        assert table.value("accuracy to forget", column) == 1
+        assert table.value("accuracy on others", column) == 1
+        assert table.value("unlearning score", column) == 0
+    forget = np.arange(20) % 2 == 0
+    right = {"dictionary": ~forget, "all forgotten": forget & ~forget, "nothing": forget | ~forget}
+    found = questions._asked(subject, right, forget)
+    assert found.tables[0].value("unlearning score", "dictionary") == 1
+    assert found.tables[0].value("unlearning score", "all forgotten") == 0
+    assert [j.outcome for j in found.judgements] == ["wins against"] * 2
+    few = questions.ask(replace(subject, questions=asked(lm, "least")), edits)
+    assert not few.tables and "answers 0 questions" in few.note
+
+
+def test_a_clamp_edits_what_it_is_said_to(run: Run, lm: LM) -> None:
+    subject = make_subject(run)
+    batch = next(iter(subject.stream("held_out")))
+    coder, features = run.dictionary.coder, torch.arange(40)
+    clamp = Clamp(coder, features, -torch.ones(40))
+    x = lm.capture(batch.tokens, ["layers.1"])["layers.1"]
+    change = clamp.change(coder.encode(x[batch.counted])[:, features])
+    expected = x.clone()
+    expected[batch.counted] += change
+    special = torch.isin(batch.tokens, torch.tensor(sorted(lm.special_ids)))
+    torch.testing.assert_close(
+        clamp.edit(lm)(x, batch.tokens)[batch.counted & ~special],
+        expected[batch.counted & ~special],
+    )
+    torch.testing.assert_close(clamp.edit(lm)(x, batch.tokens)[special], x[special])
+
+
+def test_questions_are_asked_with_the_setting_chosen(result: SuiteResult) -> None:
+    assert [table.columns for table in result.tables] == [unlearning.COLUMNS] * 2
+    for column, chosen in result.context["chosen"].items():
+        if chosen is None:
+            assert result.value("accuracy to forget", column) == 1
+    assert sum(j.figure == "unlearning score" for j in result.judgements) == 2
+
+
+def test_questions_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    row = {"question": "Which?", "choices": ["this", "that"], "answer": "B", "forget": True}
+    file.write_text(json.dumps(row) + "\n" + json.dumps(row | {"answer": 0}))
+    first, second = read_questions(file)
+    assert first == Question("Which?", ("this", "that"), 1, forget=True) and second.answer == 0
+    for bad in ({"answer": "C"}, {"answer": None}, {"choices": "ab"}, {"forget": "yes"}):
+        file.write_text(json.dumps(row | bad))
+        with pytest.raises(UserError, match=f"questions.jsonl:1: `{next(iter(bad))}` is"):
+            read_questions(file)
 
 
 # --- when it says nothing ---------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 
 from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
+from monosemy.evaluation import probing, ravel
 from monosemy.evaluation.result import Evaluation, SuiteResult
 
 VERSION = "0.6.0"
@@ -29,7 +30,7 @@ def write_saebench(
 ) -> list[Path]:
     """Write what SAEBench has a place for, as FOLDER/KIND/NAME_HOOKPOINT_eval_results.json.
 
-    Suites that did not run, or that said why they have no figure, give no file.
+    Suites that did not run, or that have no such figure, give no file.
 
     Args:
         evaluation: its results.
@@ -50,6 +51,8 @@ def write_saebench(
             continue
         kind, metrics_of = _KINDS[result.suite]
         metrics, details = metrics_of(result)
+        if not metrics:
+            continue
         path = Path(folder) / kind / f"{release}_{identity}_eval_results.json"
         output = {
             "eval_type_id": _TYPES.get(kind, kind),
@@ -78,6 +81,18 @@ _DIFFERENT = {
     "tpp": {"accuracy": "balanced, of logistic probes, each text scored by probes it is not in"},
     "scr": {"accuracy": "of logistic probes, each text scored by probes it is not in"},
     "absorption": {"projection": "of activations less b_dec; words at the end of the prompt"},
+    "probing": {
+        "test_accuracy": "balanced, of each token or text scored by probes it is not in; features "
+        "by standardised mean difference; llm: raw neurons, and the dense probe"
+    },
+    "unlearning": {
+        "unlearning_score": "of one setting, chosen by the loss on text; features at multiples of "
+        "their largest activation"
+    },
+    "ravel": {
+        "cause_score": "without the error term, as there; answers by their first token, and means "
+        "over attributes"
+    },
 }
 """Figures that go by SAEBench's name though they are not quite its own."""
 
@@ -112,12 +127,14 @@ def _sae_config(evaluation: Evaluation, dictionary: Dictionary) -> dict[str, Any
     return found | ({"training_tokens": training["tokens"]} if training.get("tokens") else {})
 
 
-def _given(result: SuiteResult, names: Mapping[str, str]) -> dict[str, float]:
-    """Return the dictionary's figures that a table has, by SAEBench's names."""
+def _given(
+    result: SuiteResult, names: Mapping[str, str], column: str = "dictionary"
+) -> dict[str, float]:
+    """Return the figures of one column that a table has, by SAEBench's names."""
     found = {}
     for theirs, mine in names.items():
         try:
-            found[theirs] = result.value(mine)
+            found[theirs] = result.value(mine, column)
         except KeyError:  # such as the loss of a model that predicts nothing
             continue
     return found
@@ -188,10 +205,32 @@ def _absorption(result: SuiteResult) -> tuple[Metrics, list]:
     return {"mean": mean}, letters
 
 
+def _sparse_probing(result: SuiteResult) -> tuple[Metrics, list]:
+    def best(of: str, column: str) -> dict[str, float]:
+        names = {f"{of}_top_{k}_test_accuracy": f"balanced accuracy, k={k}" for k in (1, 2, 5)}
+        return _given(result, names, column)
+
+    dense = _given(result, {"llm_test_accuracy": "balanced accuracy"}, probing.DENSE)
+    return {"llm": dense | best("llm", probing.NEURONS), "sae": best("sae", "dictionary")}, []
+
+
+def _unlearning(result: SuiteResult) -> tuple[Metrics, list]:
+    score = _given(result, {"unlearning_score": "unlearning score"})
+    return ({"unlearning": score} if score else {}), []
+
+
+def _ravel(result: SuiteResult) -> tuple[Metrics, list]:
+    names = {f"{name}_score": name for name in ("disentanglement", "cause", "isolation")}
+    return {"ravel": _given(result, names, ravel.NO_ERROR)}, []
+
+
 _KINDS: dict[str, tuple[str, Callable[[SuiteResult], tuple[Metrics, list]]]] = {
     "reconstruction": ("core", _core),
     "tpp": ("tpp", _tpp),
     "scr": ("scr", _scr),
     "absorption": ("absorption", _absorption),
+    "probing": ("sparse_probing", _sparse_probing),
+    "unlearning": ("unlearning", _unlearning),
+    "ravel": ("ravel", _ravel),
 }
 """Suite -> SAEBench's folder, and how its metrics are made."""

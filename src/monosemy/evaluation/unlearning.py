@@ -1,7 +1,7 @@
 """Whether clamping a few features makes the model worse at one kind of text and at no other.
 
-SAEBench's unlearning (after Farrell et al. 2024, arXiv 2410.19278), with the loss on text in place
-of answers to questions, and its setting chosen on other text than it is measured on.
+SAEBench's unlearning (after Farrell et al. 2024, arXiv 2410.19278), with the loss on text beside or
+in place of answers to questions, and its setting chosen on other text than it is measured on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from torch import Tensor
 from monosemy.activations import counted_activations
 from monosemy.coders import SparseCoder
 from monosemy.corpus import Corpus, Part, TokenBatch, TokenStream
+from monosemy.evaluation import questions
 from monosemy.evaluation.result import Plot, SuiteResult, Table, judge, told
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
+from monosemy.lm import LM, Edit
 from monosemy.metrics import Activity, LossEffect, bootstrap_weights, interval
 from monosemy.metrics.table import Better, MetricRow, MetricValue
 from monosemy.progress import Task
@@ -55,6 +57,21 @@ class Clamp:
         What the dictionary does not explain stays in.
         """
         return torch.where(z > 0, self.targets - z, 0) @ self.coder.W_dec[self.features]
+
+    def edit(self, lm: LM) -> Edit:
+        """Return the edit that makes this change at every token that is not a special one."""
+        special = torch.tensor(sorted(lm.special_ids), dtype=torch.long)
+
+        def edit(x: Tensor, tokens: Tensor | None) -> Tensor:
+            assert tokens is not None
+            where = ~torch.isin(tokens, special.to(tokens.device))
+            x = x.clone()
+            with torch.no_grad():
+                z = self.coder.encode(x[where].float())[:, self.features]
+            x[where] += self.change(z).to(x.dtype)
+            return x
+
+        return edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +113,8 @@ def run(subject: Subject) -> SuiteResult:
     most harm to the text to forget, on half of the held-out documents, while the loss on other
     text rises by no more than 1%; figures are of the other half. Beside it the same with an
     untrained dictionary, and with features as frequent on the text to forget, whatever they do
-    elsewhere. Intervals are 95%, from bootstrap draws of documents.
+    elsewhere. Intervals are 95%, from bootstrap draws of documents. Where there are questions, they
+    are asked with the setting chosen on text.
 
     Raises:
         NotMeaningful: there is no text to forget or too little, the model predicts nothing, or the
@@ -130,7 +148,10 @@ def _tokens(subject: Subject) -> int:
 
 def _cost(subject: Subject) -> int:
     each = len(COLUMNS) * len(RARE) * len(COUNTS) * len(STRENGTHS)
-    return 0 if subject.forget is None else 2 * _tokens(subject) * (each + 6)
+    if subject.forget is None:
+        return 0
+    asked = sum(len(q.choices) * subject.lm.encode(q.question).shape[1] for q in subject.questions)
+    return 2 * _tokens(subject) * (each + 6) + (1 + len(COLUMNS)) * asked
 
 
 def _stream(subject: Subject, corpus: Corpus, part: Part) -> TokenStream:
@@ -330,11 +351,23 @@ def _result(
     ]
     judged = {column: draws[1:] for column, draws in forgotten.items()}
     judgements = judge(rows[0].name, judged, better="higher")
+    hookpoint = subject.dictionary.hookpoint
+    asked = questions.ask(
+        subject,
+        {
+            column: {}
+            if one.setting is None
+            else {hookpoint: settings[column][one.setting].edit(subject.lm)}
+            for column, one in chosen.items()
+        },
+    )
+    judgements += asked.judgements
     return SuiteResult(
         SUITE.name,
         SUITE.title,
-        [Table(COLUMNS, rows, "held-out text")],
-        verdict=f"With the loss on other text kept within {HARM:.0%}: {told(judgements)}.",
+        [Table(COLUMNS, rows, "held-out text"), *asked.tables],
+        verdict=f"With the loss on other text kept within {HARM:.0%}: {told(judgements)}. "
+        f"{asked.note}".strip(),
         judgements=judgements,
         context={
             "documents": dict(documents),
@@ -342,7 +375,6 @@ def _result(
                 column: _describe(settings[column], one.setting) for column, one in chosen.items()
             },
             "selection": "on half of the held-out documents; figures are of the other half",
-            "stands_for": "SAEBench's multiple-choice questions, with the loss in their place",
             "interval": "95%, bootstrap over documents",
         },
         plots=[
