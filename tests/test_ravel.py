@@ -167,6 +167,13 @@ def test_a_model_that_knows_too_few(planted: Subject) -> None:
     assert "of 2 held-out entities" in reason(replace(planted, facts=one))
 
 
+def test_a_place_from_which_nothing_is_read(planted: Subject) -> None:
+    nothing = np.zeros((2, 4), dtype=bool)
+    own = np.array([[True, True, False, False], [False, False, True, True]])
+    with pytest.raises(NotMeaningful, match=r"changes 0.0% of answers .* after `embed`"):
+        ravel._check_read(planted, nothing, own)
+
+
 def test_without_facts_and_of_a_transcoder(lm: LM, corpus: Corpus, planted: Subject) -> None:
     assert "no facts" in reason(replace(planted, facts=()))
     transcoder = make_subject(make_transcoder(lm, corpus), lm, corpus, facts=FACTS)

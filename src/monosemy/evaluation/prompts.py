@@ -69,9 +69,8 @@ class Prompts:
 
     def activations(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows d"]:
         """Return activations where entities end."""
-        found = self.lm.capture(
-            self.tokens[rows], [self.hookpoint], attention_mask=self._real(rows)
-        )
+        tokens, mask = self._text(rows)
+        found = self.lm.capture(tokens, [self.hookpoint], attention_mask=mask)
         return found[self.hookpoint][torch.arange(len(rows)), self.place[rows]].float()
 
     def logits(
@@ -90,16 +89,19 @@ class Prompts:
             x[each, self.place[rows]] = put.to(x)
             return x
 
+        tokens, mask = self._text(rows)
+        gradients = put is not None and put.requires_grad
         with self.lm.edit({self.hookpoint: edit}):
-            logits = self.lm.logits(
-                self.tokens[rows],
-                attention_mask=self._real(rows),
-                gradients=put is not None and put.requires_grad,
-            )
+            logits = self.lm.logits(tokens, attention_mask=mask, gradients=gradients)
         return logits[each, self.last[rows]].float()
 
-    def _real(self, rows: Int[Tensor, " rows"]) -> Bool[Tensor, "rows time"]:
-        return torch.arange(self.tokens.shape[1]) <= self.last[rows, None]
+    def _text(
+        self, rows: Int[Tensor, " rows"]
+    ) -> tuple[Int[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
+        """Return tokens, as many as the longest has, and which are no padding."""
+        last = self.last[rows, None]
+        at = torch.arange(int(last.max()) + 1)
+        return self.tokens[rows][:, at], at <= last
 
     def _beginnings(self, fact: Fact) -> set[int]:
         """Return the tokens that an answer may begin with: as it stands, and after a space."""

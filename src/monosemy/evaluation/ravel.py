@@ -27,6 +27,8 @@ HELD_OUT = 0.3
 """Share of the entities, where the facts do not say which."""
 FEWEST, FEWEST_ENTITIES = 20, 4
 """Prompts that the model must answer, and held-out entities that can be swapped."""
+FEWEST_CAUSED = 0.1
+"""Cause of the interchange, below which features have nothing to cause."""
 LR = 1e-2
 TEMPERATURES = 1.0, 1e-4
 """Of the mask's sigmoid, at the first step and the last."""
@@ -56,8 +58,8 @@ def run(subject: Subject) -> SuiteResult:
     way, and the interchange of all of x. Intervals are 95%, from bootstrap draws of entities.
 
     Raises:
-        NotMeaningful: there are no facts, the model knows too few, it predicts nothing, or the
-            dictionary is a transcoder.
+        NotMeaningful: there are no facts, the model knows too few or reads them elsewhere, it
+            predicts nothing, or the dictionary is a transcoder.
     """
     _check(subject)
     known = _known(subject)
@@ -79,6 +81,8 @@ def run(subject: Subject) -> SuiteResult:
                     features[names[attribute]] = mask.nonzero()[:, 0].tolist()
                 hits[name].append(_hits(known, test, mine, swap, mask))
                 task.advance(1)
+            if name == INTERCHANGE:
+                _check_read(subject, np.stack(hits[name]), own.numpy())
     stacked = {name: np.stack(of) for name, of in hits.items()}
     return _result(subject, known, test, own.numpy(), stacked, features)
 
@@ -92,6 +96,21 @@ def _check(subject: Subject) -> None:
         raise NotMeaningful("the model predicts no next token, so it answers nothing")
     if subject.dictionary.is_transcoder:
         raise NotMeaningful("a transcoder's features are not swapped where they are read")
+
+
+def _check_read(
+    subject: Subject,
+    hits: Bool[np.ndarray, "attributes pairs"],
+    own: Bool[np.ndarray, "attributes pairs"],
+) -> None:
+    """See that answers depend on what is swapped, before any mask is learned."""
+    cause = float(cause_and_isolation(hits, own, np.ones((1, own.shape[1])))[0][0])
+    if cause < FEWEST_CAUSED:
+        raise NotMeaningful(
+            f"swapping all of x where entities end changes {cause:.1%} of answers to the source's, "
+            f"fewer than {FEWEST_CAUSED:.0%}: after `{subject.dictionary.hookpoint}` the model "
+            "does not read there what it is asked for; a dictionary of an earlier layer may do"
+        )
 
 
 def _steps(subject: Subject) -> int:
@@ -177,13 +196,13 @@ def _pairs(
 
 
 def _swaps(subject: Subject) -> dict[str, tuple[Swap, int]]:
-    """Return how each column swaps, and the size of its mask."""
+    """Return how each column swaps, and the size of its mask; the interchange comes first."""
     d, coder = subject.dictionary.d_in, subject.dictionary.coder
     return {
+        INTERCHANGE: (_coordinates, d),
         DICTIONARY: (_features(coder), coder.width),
         UNTRAINED: (_features(subject.untrained), subject.untrained.width),
         NEURONS: (_coordinates, d),
-        INTERCHANGE: (_coordinates, d),
         NO_ERROR: (_without_error(coder), coder.width),
     }
 
