@@ -54,9 +54,12 @@ def main():
             for suite in result.suites:
                 print(f"{tier:10}{suite.suite:20}{suite.seconds:8.1f} s")
             claims.append(Claim(f"{tier}_seconds", seconds, target, "s", False))
-    ratio = against_saelens(dictionary, lm, args.threads)
-    if ratio is not None:
+    if PEERS.exists():
+        ratio, difference = against_saelens(dictionary, lm, args.threads)
         claims.append(Claim("standard_vs_saelens", ratio, 0.5, "ratio", False))
+        claims.append(Claim("figures_vs_saelens", difference, 1e-4, "difference", False))
+    else:
+        print("SAELens: run benchmarks/setup_peers.sh first", file=sys.stderr)
     wins = sum(random_wins(seed) for seed in range(5 if args.quick else SEEDS))
     claims.append(Claim("random_wins", wins, 0, "dictionaries", False))
     report(claims, args.json)
@@ -69,10 +72,7 @@ def timed(work):
 
 
 def against_saelens(dictionary, lm, threads):
-    """Return our time over SAELens's on the same tokens; None where it is not installed."""
-    if not PEERS.exists():
-        print("SAELens: run benchmarks/setup_peers.sh first", file=sys.stderr)
-        return None
+    """Return our time over SAELens's on the same tokens, and how far figures differ."""
     corpus = pieces()
     alone = Dictionary.from_pretrained(save(dictionary))
     alone.provenance = replace(alone.provenance, packed=False, context=CONTEXT)
@@ -81,12 +81,12 @@ def against_saelens(dictionary, lm, threads):
     theirs = min(
         (saelens(alone, lm, rows, threads, batch) for batch in (8, 32)), key=lambda r: r["seconds"]
     )
-    compare(result, theirs["figures"], dictionary.d_in)
+    difference = compare(result, theirs["figures"], dictionary.d_in)
     print(
         f"monosemy {seconds:.1f} s, with three baselines {whole:.1f} s; "
         f"SAELens {theirs['seconds']:.1f} s"
     )
-    return seconds / theirs["seconds"]
+    return seconds / theirs["seconds"], difference
 
 
 def ours(dictionary, lm, corpus, *, baselines=True):
@@ -130,7 +130,10 @@ def saelens(dictionary, lm, rows, threads, batch):
 
 
 def compare(ours, theirs, d):
-    """Print the figures whose definitions agree, side by side."""
+    """Print figures side by side; return the largest difference where definitions agree.
+
+    KL's do not: SAELens counts a row's last position too.
+    """
     quality, loss = theirs["reconstruction_quality"], theirs["model_performance_preservation"]
     pairs = {
         "FVU": (ours.value("FVU"), 1 - quality["explained_variance"]),
@@ -144,6 +147,7 @@ def compare(ours, theirs, d):
     print(f"\n{'figure':16}{'monosemy':>14}{'SAELens':>14}{'difference':>14}")
     for name, (mine, its) in pairs.items():
         print(f"{name:16}{mine:14.6f}{its:14.6f}{abs(mine - its):14.2e}")
+    return max(abs(mine - its) for name, (mine, its) in pairs.items() if name != "KL")
 
 
 def pieces():

@@ -13,7 +13,7 @@ from monosemy.metrics import interval
 from monosemy.metrics.table import MetricRow
 
 SCHEMA = 2
-"""Version of what `Evaluation.to_dict` writes; `docs/metrics.md` says what it holds."""
+"""Version of what `Evaluation.to_dict` writes; `docs/evaluation.md` says what it holds."""
 
 Outcome = Literal["wins against", "ties with", "loses to"]
 
