@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from monosemy.activations import Statistics
 from monosemy.coders import Dictionary, Provenance, ReLU
 from monosemy.corpus import open_corpus
-from monosemy.evaluation import NotMeaningful, Subject, SuiteResult, absorption, make_subject
+from monosemy.evaluation import NotMeaningful, Subject, SuiteResult, make_subject
+from monosemy.evaluation.suites import absorption
 from monosemy.lm import LM
 from monosemy.metrics.absorption import absorption as of_tokens
 from monosemy.metrics.absorption import absorption_fraction

@@ -15,7 +15,7 @@ from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import Evaluation, Tasks, evaluate, score_tasks
-from monosemy.evaluation.benchmarks import each
+from monosemy.evaluation.suites.benchmarks import each
 from monosemy.lm import LM
 from monosemy.training import train
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, open_corpus
-from monosemy.evaluation import SuiteResult, causal, evaluate, make_subject
+from monosemy.evaluation import SuiteResult, evaluate, make_subject
+from monosemy.evaluation.suites import causal
 from monosemy.lm import LM
 from monosemy.metrics import effect_sparsity
 from monosemy.training import Run

@@ -15,7 +15,7 @@ from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import SuiteResult, evaluate
-from monosemy.evaluation.compute import find_checkpoints
+from monosemy.evaluation.suites.compute import find_checkpoints
 from monosemy.lm import LM
 from monosemy.metrics import compute_share, falling_fit
 

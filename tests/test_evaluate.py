@@ -16,8 +16,8 @@ from monosemy.coders import Code, SparseCoder
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import Evaluation, SuiteResult, baselines, evaluate
-from monosemy.evaluation.reconstruction import judgements_of
 from monosemy.evaluation.result import told
+from monosemy.evaluation.suites.reconstruction import judgements_of
 from monosemy.lm import LM
 from monosemy.training import Run, train
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from monosemy.activations import Statistics
 from monosemy.coders import Dictionary, Provenance, ReLU, SparseCoder
 from monosemy.corpus import Corpus
-from monosemy.evaluation import Evaluation, Subject, SuiteResult, evaluate, explanations
+from monosemy.evaluation import Evaluation, Subject, SuiteResult, evaluate
 from monosemy.evaluation.simulation import Scores, Simulation, token_rule
+from monosemy.evaluation.suites import explanations
 from monosemy.interpret import Firings, Graph, Pattern, TokenRows
 from monosemy.lm import LM
 from monosemy.metrics import detection

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from monosemy.corpus import Corpus
-from monosemy.evaluation import SuiteResult, evaluate, recovery
+from monosemy.evaluation import SuiteResult, evaluate
+from monosemy.evaluation.suites import recovery
 from monosemy.lm import LM
 from monosemy.training import Run
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from monosemy.coders import Code
 from monosemy.corpus import Corpus
 from monosemy.evaluation import SUITES, Subject, SuiteResult, gather, make_subject, run_suites
-from monosemy.evaluation.health import CLASSES, classify
+from monosemy.evaluation.suites.health import CLASSES, classify
 from monosemy.lm import LM
 from monosemy.metrics import health
 from monosemy.metrics.health import (

@@ -12,8 +12,9 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from monosemy.corpus import Corpus, open_labels
-from monosemy.evaluation import NotMeaningful, Subject, SuiteResult, make_subject, perturbation
+from monosemy.evaluation import NotMeaningful, Subject, SuiteResult, make_subject
 from monosemy.evaluation.examples import DICTIONARY, UNTRAINED, Examples, Read
+from monosemy.evaluation.suites import perturbation
 from monosemy.lm import LM
 from monosemy.metrics.balanced_probes import fit_balanced, sparse_logistic
 from monosemy.metrics.perturbation import ablated_logits, probe_drops, ranked, scr_score

@@ -16,9 +16,10 @@ from sklearn.preprocessing import StandardScaler
 
 from monosemy.coders import TopK
 from monosemy.corpus import Corpus, open_corpus, open_labels
-from monosemy.evaluation import SuiteResult, evaluate, make_subject, probe_loss, probing
+from monosemy.evaluation import SuiteResult, evaluate, make_subject
 from monosemy.evaluation.examples import DICTIONARY, FOLDS, UNTRAINED, Examples
 from monosemy.evaluation.subject import Subject
+from monosemy.evaluation.suites import probe_loss, probing
 from monosemy.training import Run
 
 N, TEXTS, CONCEPTS, WIDTH, D = 480, 24, 12, 96, 32

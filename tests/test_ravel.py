@@ -20,8 +20,9 @@ from monosemy.activations import Statistics
 from monosemy.coders import Provenance, ReLU
 from monosemy.corpus import Corpus, Fact, open_corpus, read_facts
 from monosemy.errors import UserError
-from monosemy.evaluation import NotMeaningful, Subject, SuiteResult, make_subject, ravel
-from monosemy.evaluation.ravel import DICTIONARY, INTERCHANGE, NEURONS, NO_ERROR, UNTRAINED
+from monosemy.evaluation import NotMeaningful, Subject, SuiteResult, make_subject
+from monosemy.evaluation.suites import ravel
+from monosemy.evaluation.suites.ravel import DICTIONARY, INTERCHANGE, NEURONS, NO_ERROR, UNTRAINED
 from monosemy.lm import LM
 from monosemy.metrics.disentanglement import cause_and_isolation
 from monosemy.training import Run

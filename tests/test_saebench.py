@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from monosemy.evaluation import (
-    Evaluation,
-    SuiteResult,
-    Table,
-    evaluate,
-    probing,
-    ravel,
-    write_saebench,
-)
-from monosemy.evaluation.perturbation import COUNTS
+from monosemy.evaluation import Evaluation, SuiteResult, Table, evaluate, write_saebench
+from monosemy.evaluation.suites import probing, ravel
+from monosemy.evaluation.suites.perturbation import COUNTS
 from monosemy.metrics.table import MetricRow, MetricValue
 from monosemy.training import Run
 

@@ -20,7 +20,7 @@ from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import evaluate
-from monosemy.evaluation.stability import FILE, compare_seeds
+from monosemy.evaluation.suites.stability import FILE, compare_seeds
 from monosemy.lm import LM
 from monosemy.metrics import mean_max_cosine, stability
 from monosemy.metrics.stability import match, match_cosines, partner_cosines, rotation

@@ -14,9 +14,10 @@ from handmade import exact, make_transcoder
 
 from monosemy.corpus import Corpus, Question, open_corpus, read_questions
 from monosemy.errors import UserError
-from monosemy.evaluation import NotMeaningful, SuiteResult, make_subject, questions, unlearning
+from monosemy.evaluation import NotMeaningful, SuiteResult, make_subject, questions
 from monosemy.evaluation.questions import answered
-from monosemy.evaluation.unlearning import DICTIONARY, MATCHED, Clamp, _Firing
+from monosemy.evaluation.suites import unlearning
+from monosemy.evaluation.suites.unlearning import DICTIONARY, MATCHED, Clamp, _Firing
 from monosemy.lm import LM
 from monosemy.training import Run
 

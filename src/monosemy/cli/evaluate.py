@@ -19,10 +19,10 @@ from monosemy.evaluation import (
     gather,
     make_subject,
     run_suites,
-    stability,
     write_saebench,
 )
 from monosemy.evaluation.subject import Tier
+from monosemy.evaluation.suites import stability
 from monosemy.report.evaluation import write_evaluation
 from monosemy.report.numbers import count
 from monosemy.report.terminal import suite_tables

@@ -1,6 +1,5 @@
 """Evaluation on held-out text, beside baselines, with a verdict in words."""
 
-from monosemy.evaluation.benchmarks import score_tasks
 from monosemy.evaluation.evaluate import (
     evaluate,
     gather,
@@ -12,6 +11,7 @@ from monosemy.evaluation.saebench import write_saebench
 from monosemy.evaluation.spread import measure_spread
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.evaluation.suites import SUITES, choose_suites, run_suites
+from monosemy.evaluation.suites.benchmarks import score_tasks
 from monosemy.evaluation.sweep import SweepRow, compare_on_held_out
 from monosemy.evaluation.tasks import Tasks
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
-from monosemy.evaluation import probing, ravel
 from monosemy.evaluation.result import Evaluation, SuiteResult
+from monosemy.evaluation.suites import probing, ravel
 
 VERSION = "0.6.0"
 """Of SAEBench, whose layout this is."""

@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import get_args
 
 from monosemy.errors import UserError, nearest
-from monosemy.evaluation import (
+from monosemy.evaluation.result import SuiteResult
+from monosemy.evaluation.subject import NotMeaningful, Subject, Suite, Tier
+from monosemy.evaluation.suites import (
     absorption,
     benchmarks,
     causal,
     compute,
+    decompositions,
     explanations,
     health,
     perturbation,
@@ -21,19 +24,16 @@ from monosemy.evaluation import (
     ravel,
     reconstruction,
     recovery,
-    rivals,
     stability,
     unlearning,
 )
-from monosemy.evaluation.result import SuiteResult
-from monosemy.evaluation.subject import NotMeaningful, Subject, Suite, Tier
 
 SUITES = {
     suite.name: suite
     for suite in (
         reconstruction.SUITE,
         health.SUITE,
-        rivals.SUITE,
+        decompositions.SUITE,
         compute.SUITE,
         explanations.SUITE,
         probing.SUITE,

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from monosemy.corpus import TokenBatch
 from monosemy.errors import UserError
 from monosemy.evaluation import baselines
-from monosemy.evaluation.reconstruction import fit_baselines
 from monosemy.evaluation.result import Plot, SuiteResult, Table, judge, told
 from monosemy.evaluation.splice import Splices
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
+from monosemy.evaluation.suites.reconstruction import fit_baselines
 from monosemy.lm import LM
 from monosemy.metrics import GroupSums, bootstrap_weights, compute_share, falling_fit, interval
 from monosemy.metrics.table import MetricRow, MetricValue
