@@ -97,6 +97,12 @@ def test_evaluate_prints_baselines_and_verdict(
         assert word in out
     saved = json.loads((trained / "metrics.json").read_text())
     assert saved["suites"][0]["tables"][0]["columns"][0] == "dictionary"
+    assert [suite["suite"] for suite in saved["suites"]] == ["reconstruction", "health"]
+    main(["evaluate", str(trained), "--suite", "health", "--tokens", "500"])
+    alone = json.loads((trained / "metrics-health.json").read_text())
+    assert [suite["suite"] for suite in alone["suites"]] == ["health"]
+    assert (trained / "evaluation-health.html").is_file()
+    assert json.loads((trained / "metrics.json").read_text()) == saved, "a look took it away"
 
 
 def test_features_table_then_one(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

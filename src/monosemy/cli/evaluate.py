@@ -14,6 +14,9 @@ from monosemy.cli.console import console, open_dictionary, open_text
 from monosemy.coders import Dictionary
 from monosemy.corpus import open_corpus, open_labels, read_facts, read_questions
 from monosemy.evaluation import (
+    Evaluation,
+    Subject,
+    SuiteResult,
     Tasks,
     choose_suites,
     gather,
@@ -82,35 +85,15 @@ class Command:
     def run(self) -> None:
         """Print what it costs, the tables and the verdict; write `metrics.json` and a page.
 
-        Each feature's stability goes to `stability.json`.
+        They are written after every suite, so that what is measured is kept if the rest is
+        interrupted; those of single suites beside those of a tier, under the suites' names. Each
+        feature's stability goes to `stability.json`.
         """
         suites = choose_suites(self.tier, self.suite)
-        dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
-        corpus = open_text(dictionary, self.data, self.column)
-        asked: dict[str, Any] = {"tokens": self.tokens, "loss_tokens": self.loss_tokens}
-        tasks = Tasks(self.task, self.task_folder, self.samples) if self.task else None
-        sizes = {name: value for name, value in asked.items() if value is not None}
-        others = self._others() if stability.SUITE in suites else []
-        labels = None
-        if self.labels is not None:
-            labels = open_labels(self.labels, column=self.label_text, label=self.label)
-        subject = make_subject(
-            dictionary,
-            lm,
-            corpus,
-            others=others,
-            tier=self.tier,
-            tasks=tasks,
-            labels=labels,
-            checkpoints=self.checkpoints,
-            forget=None if self.forget is None else open_corpus(self.forget),
-            questions=() if self.questions is None else read_questions(self.questions),
-            facts=() if self.facts is None else read_facts(self.facts),
-            sizes=sizes,
-        )
+        subject = self._subject(with_seeds=stability.SUITE in suites)
         costs = [f"{suite.name} {count(suite.cost(subject))}" for suite in suites]
         console.print(f"tokens through the model, at most: {', '.join(costs)}", style="dim")
-        results = []
+        results: list[SuiteResult] = []
         for result in run_suites(subject, suites):
             results.append(result)
             console.print(suite_tables(result))
@@ -123,16 +106,40 @@ class Command:
             console.print(f"{result.seconds:.1f} s\n", style="dim")
             if result.suite == stability.SUITE.name:
                 stability.save(result, self.run_folder)
-        evaluation = gather(subject, results)
-        path = self.run_folder / "metrics.json"
-        write_text(path, json.dumps(evaluation.to_dict(), indent=2) + "\n")
-        page = write_evaluation(evaluation, self.run_folder / "evaluation.html")
-        console.print(f"written to {path} and {page}", style="dim")
+            evaluation = gather(subject, results)
+            written = self._write(evaluation)
         if self.saebench is not None:
             name = self.run_folder.resolve().name
-            for file in write_saebench(evaluation, dictionary, self.saebench, name):
-                console.print(f"written to {file}", style="dim")
+            written += write_saebench(evaluation, subject.dictionary, self.saebench, name)
+        console.print(f"written: {', '.join(map(str, written))}", style="dim")
         console.print(evaluation.verdict, style="bold")
+
+    def _subject(self, *, with_seeds: bool) -> Subject:
+        dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
+        asked: dict[str, Any] = {"tokens": self.tokens, "loss_tokens": self.loss_tokens}
+        labels = None
+        if self.labels is not None:
+            labels = open_labels(self.labels, column=self.label_text, label=self.label)
+        return make_subject(
+            dictionary,
+            lm,
+            open_text(dictionary, self.data, self.column),
+            others=self._others() if with_seeds else [],
+            tier=self.tier,
+            tasks=Tasks(self.task, self.task_folder, self.samples) if self.task else None,
+            labels=labels,
+            checkpoints=self.checkpoints,
+            forget=None if self.forget is None else open_corpus(self.forget),
+            questions=() if self.questions is None else read_questions(self.questions),
+            facts=() if self.facts is None else read_facts(self.facts),
+            sizes={name: value for name, value in asked.items() if value is not None},
+        )
+
+    def _write(self, evaluation: Evaluation) -> list[Path]:
+        of = "".join(f"-{name}" for name in self.suite)
+        path = self.run_folder / f"metrics{of}.json"
+        write_text(path, json.dumps(evaluation.to_dict(), indent=2) + "\n")
+        return [path, write_evaluation(evaluation, self.run_folder / f"evaluation{of}.html")]
 
     def _others(self) -> list[Dictionary]:
         folders = self.seeds or seeds_beside(self.run_folder)

@@ -325,8 +325,9 @@ def _drop_measurements(plans: Sequence[Plan]) -> None:
     """Remove what was measured on dictionaries that are about to be replaced."""
     for folder in (plan.folder for plan in plans if plan.folder is not None):
         shutil.rmtree(folder / "features", ignore_errors=True)
-        for name in ("metrics.json", "stability.json", "report.html"):
-            (folder / name).unlink(missing_ok=True)
+        for pattern in ("metrics*.json", "evaluation*.html", "stability.json", "report.html"):
+            for path in folder.glob(pattern):
+                path.unlink()
 
 
 def _read_plans(folder: Path) -> list[Plan]:
