@@ -36,6 +36,7 @@ def test_every_figure_stands_beside_its_baselines(evaluation: SuiteResult) -> No
     assert len(evaluation.table.columns) == 4
     names = [row.name for row in evaluation.table.rows]
     ce = evaluation.context["ce"]
+    assert 0 < evaluation.value("KL") < min(evaluation.context["kl"].values())
     increase = evaluation.value("CE") - ce["original"]
     assert increase == pytest.approx(evaluation.value("CE increase"))
     recovered = (ce["zero"] - evaluation.value("CE")) / (ce["zero"] - ce["original"])

@@ -98,9 +98,11 @@ class Command:
             results.append(result)
             console.print(suite_tables(result))
             if ce := result.context.get("ce"):
+                kl = result.context["kl"]
                 console.print(
-                    f"CE of the model by itself {ce['original']:.3f}, mean-ablated "
-                    f"{ce['mean']:.3f}, zero-ablated {ce['zero']:.3f} nats",
+                    f"CE of the model by itself {ce['original']:.3f} nats; mean-ablated "
+                    f"{ce['mean']:.3f}, KL {kl['mean']:.3f}; zero-ablated {ce['zero']:.3f}, "
+                    f"KL {kl['zero']:.3f}",
                     style="dim",
                 )
             console.print(f"{result.seconds:.1f} s\n", style="dim")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -223,7 +223,8 @@ class _Measurement:
             context={
                 "tokens": self.activity.n_tokens,
                 "loss_tokens": self.loss_tokens,
-                "ce": self._reference_ce(),
+                "ce": self._references("ce", ["original", *self.ablations]),
+                "kl": self._references("kl", list(self.ablations)),
                 "documents": len(self.documents),
                 "interval": "95%, bootstrap over documents",
             },
@@ -236,12 +237,12 @@ class _Measurement:
                 increase = figures[name]["ce"] - figures["original"]["ce"]
                 into[name].update(figures[name], ce_increase=increase)
 
-    def _reference_ce(self) -> dict[str, float]:
-        """Return the loss of the model by itself and with activations ablated."""
+    def _references(self, figure: str, names: Sequence[str]) -> dict[str, float]:
+        """Return a figure of the model by itself, or with activations ablated."""
         if not self.loss_tokens:
             return {}
         computed = self.loss.compute()
-        return {name: computed[name]["ce"] for name in ("original", "mean", "zero")}
+        return {name: computed[name][figure] for name in names}
 
     def _row(self, row: tuple[str, str, Better, str], points: dict, samples: dict) -> MetricRow:
         title, key, better, explanation = row
