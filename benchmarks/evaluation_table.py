@@ -17,7 +17,7 @@ from statistics import mean
 import torch
 from claims import Claim, parser, report, write_between
 
-from monosemy import LM, evaluate, open_corpus, sweep
+from monosemy import LM, evaluate, open_corpus, resume, sweep
 from monosemy.coders import ARCHITECTURES, Dictionary
 from monosemy.evaluation import SUITES, Tasks
 
@@ -58,6 +58,8 @@ def main():
     options = parser(__doc__, docs=True)
     options.add_argument("--out", type=Path, default=Path("runs/evaluation-table"))
     args = options.parse_args()
+    if args.quick:
+        args.out = args.out.with_name(f"{args.out.name}-quick")
     torch.set_num_threads(args.threads)
     lm, corpus = LM("builtin:stdlib", device="cpu"), open_corpus("builtin:stdlib")
     architectures = ["batch_topk", "relu"] if args.quick else list(ARCHITECTURES)
@@ -81,8 +83,10 @@ def main():
 
 def trained(lm, corpus, architectures, seeds, out, *, quick):
     """Return each architecture's run folders, one a seed."""
-    if not (out / "runs").exists():
-        draft = out / "draft"
+    draft = out / "draft"
+    if draft.exists():
+        resume(draft, lm, corpus)
+    elif not (out / "runs").exists():
         sweep(
             lm,
             corpus,
@@ -92,6 +96,7 @@ def trained(lm, corpus, architectures, seeds, out, *, quick):
             tokens=100_000 if quick else 524_288,
             out=draft,
         )
+    if draft.exists():
         draft.rename(out / "runs")
     folders = {name: [] for name in architectures}
     for folder in sorted(path.parent for path in (out / "runs").glob("*/dictionary")):
