@@ -28,10 +28,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from monosemy import LM, evaluate, open_corpus, train
 from monosemy.coders import Dictionary, Fingerprint, Provenance, make_coder
+from monosemy.coders.provenance import TOKENS_AT_ONCE
 from monosemy.corpus import Document
 from monosemy.corpus.files import cut_text
 from monosemy.evaluation import make_subject
-from monosemy.evaluation.reader import TOKENS_AT_ONCE
 from monosemy.evaluation.suites import reconstruction
 from monosemy.lm.load import load_tokenizer, locate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,9 +118,12 @@ def test_a_leaked_document_stays_out(honest: Dictionary, lm: LM, texts: list[str
 
 
 def test_a_corpus_that_holds_out_more_than_training_did_is_refused(
-    honest: Dictionary, lm: LM, corpus: Corpus
+    lm: LM, texts: list[str], tmp_path: Path
 ) -> None:
-    more = Corpus(corpus.source, held_out=0.5)
+    for number, text in enumerate(texts[:60]):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    dictionary = exact(lm, open_corpus(tmp_path, held_out=0.25), HOOKPOINT)
     with pytest.raises(UserError, match="holds out") as caught:
-        measured(honest, lm, more)
+        measured(dictionary, lm, open_corpus(tmp_path, held_out=0.5))
     assert "0.25" in str(caught.value.hint)
+    assert measured(dictionary, lm, open_corpus(tmp_path, held_out=0.2), tokens=100).tables

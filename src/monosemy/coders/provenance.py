@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from monosemy.activations import Recipe
 from monosemy.corpus import Corpus, Part, TokenPolicy, TokenStream
 from monosemy.errors import UserError
 from monosemy.lm import LM
+
+TOKENS_AT_ONCE = 1024
+"""Tokens in a batch that is measured on a CPU: few enough for activations to stay in its cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,10 @@ class Provenance:
         Raises:
             UserError: the model has no tokenizer.
         """
-        return self.recipe(part).stream(lm, corpus)
+        recipe = self.recipe(part)
+        if lm.device.type == "cpu":
+            recipe = replace(recipe, tokens_at_once=TOKENS_AT_ONCE)
+        return recipe.stream(lm, corpus)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; `target` only where there is one."""

@@ -13,8 +13,6 @@ from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, Part, Place, TokenBatch, TokenStream
 from monosemy.lm import LM
 
-TOKENS_AT_ONCE = 1024
-"""Tokens in a batch on a CPU: few enough for activations to stay in its cache."""
 KEPT_BYTES = 2**30
 """Of activations kept for the next suite; more are computed again."""
 
@@ -32,8 +30,6 @@ class Reader:
         """Return text cut into rows, and counted, as in training; tokenised once."""
         if part not in self._streams:
             stream = self.dictionary.provenance.stream(self.lm, self.corpus, part)
-            if self.lm.device.type == "cpu":
-                stream.rows = max(TOKENS_AT_ONCE // stream.context, 1)
             self._streams[part] = _KeptStream(stream)
         return self._streams[part]
 
