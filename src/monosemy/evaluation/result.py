@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from monosemy.metrics import interval
-from monosemy.metrics.table import MetricRow
+from monosemy.metrics.table import MetricRow, MetricValue
 
 SCHEMA = 2
 """Version of what `Evaluation.to_dict` writes; `docs/evaluation.md` says what it holds."""
@@ -211,6 +211,22 @@ def judge(
                 outcome = "wins against" if low > 0 else "loses to"
             judgements.append(Judgement(figure, name, outcome))
     return judgements
+
+
+def cells(
+    points: Mapping[str, Mapping[str, np.ndarray]],
+    samples: Mapping[str, Mapping[str, np.ndarray]],
+    figure: str,
+) -> list[MetricValue | None]:
+    """Return a figure of every column, with the interval that its draws lie in.
+
+    Args:
+        points: column -> figure -> [1].
+        samples: column -> figure -> [draws].
+        figure: which.
+    """
+    ends = interval({name: figures[figure] for name, figures in samples.items()})
+    return [MetricValue(float(points[name][figure][0]), *ends[name]) for name in points]
 
 
 def told(judgements: Iterable[Judgement]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monosemy.activations import Activations, counted_of
@@ -18,17 +18,10 @@ from monosemy.lm import LM, Edit, Replay
 
 
 @contextmanager
-def spliced(
-    lm: LM, dictionary: Dictionary, reconstruct: Reconstruct, counted: Tensor | None = None
-) -> Iterator[None]:
+def spliced(lm: LM, dictionary: Dictionary, reconstruct: Reconstruct) -> Iterator[None]:
     """Put what is made of a dictionary's input in place of what it explains, while the block runs.
 
-    Args:
-        lm: the model.
-        dictionary: says where.
-        reconstruct: makes it.
-        counted: [batch, time], where; None: at every token that is not a special one, in
-            generation with a key-value cache too.
+    At every token that is not a special one, in generation with a key-value cache too.
 
     Raises:
         UserError: in a forward pass, where a transcoder's input comes after its target.
@@ -38,8 +31,6 @@ def spliced(
     made: list[Tensor] = []
 
     def where(x: Tensor, tokens: Tensor | None) -> Tensor:
-        if counted is not None:
-            return counted.to(x.device)
         if tokens is None:
             return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         return ~torch.isin(tokens.to(x.device), special.to(x.device))
@@ -98,15 +89,19 @@ class Splices:
 
         `batch` is the one that `original` was given last; `values` may be one row for all.
         """
-        counted = batch.counted.to(self.lm.device)
-
-        def put(y: Tensor, tokens: Tensor | None) -> Tensor:
-            out = y.clone()
-            out[counted] = values.to(y)
-            return out
-
-        with self.lm.edit({self.there: put}):
+        with self.lm.edit({self.there: putting(values, batch.counted)}):
             return self._replay.again()
+
+
+def putting(values: Float[Tensor, "*tokens d_out"], counted: Bool[Tensor, "batch time"]) -> Edit:
+    """Return the edit that puts activations, or one row for all, in place of counted ones."""
+
+    def put(y: Tensor, tokens: Tensor | None) -> Tensor:
+        out = y.clone()
+        out[counted.to(y.device)] = values.to(y)
+        return out
+
+    return put
 
 
 def comes_after(here: str, there: str) -> UserError:

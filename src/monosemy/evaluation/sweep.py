@@ -18,6 +18,7 @@ from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, TokenBatch, TokenStream
 from monosemy.errors import UserError
 from monosemy.evaluation.baselines import RIDGE
+from monosemy.evaluation.splice import putting
 from monosemy.lm import LM
 from monosemy.metrics import (
     Activity,
@@ -427,14 +428,7 @@ class _Comparison:
 
     def _logits_with(self, batch: TokenBatch, point: str, values: Tensor) -> Tensor:
         """Return logits with the counted tokens' activations replaced: [batch, time, vocab]."""
-        counted = batch.counted.to(self.lm.device)
-
-        def edit(x: Tensor, tokens: Tensor | None) -> Tensor:
-            out = x.clone()
-            out[counted] = values.to(x)
-            return out
-
-        with self.lm.edit({point: edit}):
+        with self.lm.edit({point: putting(values, batch.counted)}):
             return self.lm.logits(batch.tokens, attention_mask=batch.attention_mask).cpu()
 
     def rows(self, draws: int, seed: int) -> list[SweepRow]:

@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from monosemy.coders import SparseCoder
-from monosemy.evaluation.result import SuiteResult, Table, judge, told
+from monosemy.evaluation.result import SuiteResult, Table, cells, judge, told
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
-from monosemy.metrics import bootstrap_weights, interval
+from monosemy.metrics import bootstrap_weights
 from monosemy.metrics.absorption import absorption
 from monosemy.metrics.balanced_probes import fit_balanced, sparse_logistic
-from monosemy.metrics.table import Better, MetricRow, MetricValue
+from monosemy.metrics.table import Better, MetricRow
 from monosemy.progress import Task
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -299,9 +299,7 @@ def _result(
     samples = {name: _figures(one, weights) for name, one in found.items()}
     rows = []
     for title, key, unit, better, said in _ROWS:
-        ends = interval({name: samples[name][key] for name in COLUMNS})
-        values = [MetricValue(float(points[name][key][0]), *ends[name]) for name in COLUMNS]
-        rows.append(MetricRow(title, unit, better, said, [*values]))
+        rows.append(MetricRow(title, unit, better, said, cells(points, samples, key)))
     figure = _ROWS[-1][0]
     # Features that hold no letter absorb none: absorption by itself would praise what is untrained.
     judgements = judge(figure, {name: samples[name]["f1"] for name in COLUMNS}, better="higher")

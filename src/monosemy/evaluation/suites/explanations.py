@@ -15,7 +15,7 @@ from monosemy.coders import SparseCoder
 from monosemy.corpus import TokenBatch
 from monosemy.evaluation.result import SuiteResult, Table, judge, told
 from monosemy.evaluation.simulation import Kind, Scores, Simulation, token_rule
-from monosemy.evaluation.splice import spliced
+from monosemy.evaluation.splice import Splices
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.interpret.firings import Firings, TokenRows, collect_firings
 from monosemy.interpret.n2g import EXEMPLARS, activate_in, explain_features
@@ -158,6 +158,7 @@ class _Loss:
         self.variants = [(kind, name) for name in dict.fromkeys(_OWNER.values()) for kind in kinds]
         self.variants += [("explained", name) for name in _OWNER]
         self.effect = LossEffect([f"{kind} {name}" for kind, name in self.variants])
+        self.splices = Splices(subject.lm, subject.dictionary)
         self.documents: dict[str, int] = {}
         self.tokens = 0
 
@@ -175,21 +176,17 @@ class _Loss:
         batch = replace(batch, counted=torch.from_numpy(rows.counted))
         targets, counted = batch.next_tokens()
         groups = torch.from_numpy(rows.document)
-        self.effect.update(
-            self._logits(batch), self._replaced(batch, rows), targets, counted, groups
-        )
+        original, values = self.splices.original(batch)
+        x = values[self.subject.dictionary.hookpoint]
+        self.effect.update(original, self._replaced(batch, rows, x), targets, counted, groups)
         self.tokens += int(counted.sum())
 
-    def _replaced(self, batch: TokenBatch, rows: TokenRows) -> Iterator[tuple[str, Tensor]]:
-        lm, dictionary = self.subject.lm, self.subject.dictionary
+    def _replaced(
+        self, batch: TokenBatch, rows: TokenRows, x: Tensor
+    ) -> Iterator[tuple[str, Tensor]]:
         for kind, name in self.variants:
-            reconstruct = self.simulations[name].reconstruct(kind, rows)
-            with spliced(lm, dictionary, reconstruct, batch.counted):
-                yield f"{kind} {name}", self._logits(batch)
-
-    def _logits(self, batch: TokenBatch) -> Tensor:
-        lm = self.subject.lm
-        return lm.logits(batch.tokens, attention_mask=batch.attention_mask).cpu()
+            made, _ = self.simulations[name].reconstruct(kind, rows)(x)
+            yield f"{kind} {name}", self.splices.spliced(batch, made)
 
     def figures(self, weights: np.ndarray) -> Figures:
         """Return each column's figures, for weights [draws, documents]."""

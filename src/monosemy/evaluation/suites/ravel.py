@@ -16,11 +16,11 @@ from torch import Tensor
 
 from monosemy.coders import SparseCoder
 from monosemy.evaluation.prompts import BATCH, Prompts
-from monosemy.evaluation.result import SuiteResult, Table, judge, told
+from monosemy.evaluation.result import SuiteResult, Table, cells, judge, told
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
-from monosemy.metrics import bootstrap_weights, interval
+from monosemy.metrics import bootstrap_weights
 from monosemy.metrics.disentanglement import cause_and_isolation
-from monosemy.metrics.table import MetricRow, MetricValue
+from monosemy.metrics.table import MetricRow
 from monosemy.progress import Task
 
 HELD_OUT = 0.3
@@ -309,9 +309,7 @@ def _result(
     samples = {name: _figures(hits[name], own, weights) for name in COLUMNS}
     rows = []
     for figure, said in _SAID.items():
-        ends = interval({name: samples[name][figure] for name in COLUMNS})
-        values = [MetricValue(float(points[name][figure][0]), *ends[name]) for name in COLUMNS]
-        rows.append(MetricRow(figure, "share", "higher", said, [*values]))
+        rows.append(MetricRow(figure, "share", "higher", said, cells(points, samples, figure)))
     judgements = judge(
         rows[-1].name, {name: samples[name][rows[-1].name] for name in JUDGED}, better="higher"
     )
