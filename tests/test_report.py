@@ -14,7 +14,7 @@ from rich.console import Console
 
 from monosemy.errors import UserError
 from monosemy.evaluation import SuiteResult, Table
-from monosemy.interpret.view import Exemplar, FeatureView
+from monosemy.index.view import Exemplar, FeatureView
 from monosemy.intervene.pair import SteeringPair
 from monosemy.metrics.table import MetricRow, MetricValue
 from monosemy.report import numbers, svg, terminal

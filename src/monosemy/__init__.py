@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from monosemy.corpus import TokenPolicy, open_corpus
     from monosemy.errors import UserError
     from monosemy.evaluation import evaluate
+    from monosemy.index import Index
     from monosemy.intervene import compare
     from monosemy.lm import LM
     from monosemy.report import features
@@ -28,6 +29,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "Dictionary": "coders",
+    "Index": "index",
     "LM": "lm",
     "Store": "activations",
     "TokenPolicy": "corpus",
@@ -49,6 +51,7 @@ _HOMES = {
 __all__ = [
     "LM",
     "Dictionary",
+    "Index",
     "Store",
     "TokenPolicy",
     "TrainConfig",

@@ -13,10 +13,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,6 +28,9 @@ FORMAT_VERSION = 1
 """Version of the layout of every artefact; readers refuse a version they do not know."""
 
 MANIFEST = "manifest.json"
+
+_DTYPES = {"int64": "I64", "int32": "I32", "float32": "F32", "uint8": "U8", "bool": "BOOL"}
+"""Types of mapped tensors, as numpy and as safetensors name them."""
 
 
 def save_artefact(
@@ -46,6 +50,30 @@ def save_artefact(
     Raises:
         UserError: the folder holds something else, or the disk refuses (nothing is changed then).
     """
+    fields = dict(manifest)
+    with new_artefact(folder, kind, fields) as draft:
+        for name, tensors in files.items():
+            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft / name)
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def new_artefact(
+    folder: str | Path, kind: str, manifest: dict[str, Any], *, keep: Iterable[str] = ()
+) -> Iterator[Path]:
+    """Give a draft folder to write files into, and move it to its place when the block ends.
+
+    Args:
+        folder: its place; an artefact of the same kind that is there is replaced.
+        kind: what it is, such as "dictionary".
+        manifest: JSON fields, read when the block ends; kind, format version and checksums of all
+            files are added.
+        keep: files of the artefact that is replaced to carry over, where they are there; they are
+            nobody's to check.
+
+    Raises:
+        UserError: the folder holds something else, or the disk refuses (nothing is changed then).
+    """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         load_manifest(folder, kind)
@@ -55,20 +83,22 @@ def save_artefact(
     except OSError as error:
         raise disk_error(folder, error) from error
     try:
+        yield draft
         checksums = {}
-        for name, tensors in files.items():
-            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft / name)
-            (draft / name).chmod(0o644)
-            checksums[name] = sha256(draft / name)
+        for path in sorted(draft.iterdir()):
+            path.chmod(0o644)
+            checksums[path.name] = sha256(path)
         fields = {"kind": kind, "format_version": FORMAT_VERSION, **manifest, "files": checksums}
         write_text(draft / MANIFEST, json.dumps(fields, indent=2) + "\n")
+        for name in keep:
+            if (folder / name).is_file():
+                shutil.copy2(folder / name, draft / name)
         os.chmod(draft, 0o755)
         _swap(draft, folder)
     except (OSError, SafetensorError) as error:
         raise disk_error(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def load_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
@@ -109,6 +139,15 @@ def load_tensors(folder: str | Path, name: str, manifest: Mapping[str, Any]) -> 
     Raises:
         UserError: the file is missing, truncated or altered.
     """
+    return load_file(check_file(folder, name, manifest))
+
+
+def check_file(folder: str | Path, name: str, manifest: Mapping[str, Any]) -> Path:
+    """Return the path of an artefact's file, held against its checksum.
+
+    Raises:
+        UserError: the file is missing, truncated or altered.
+    """
     path = Path(folder) / name
     expected = manifest.get("files", {}).get(name)
     if expected is None or not path.is_file():
@@ -118,7 +157,62 @@ def load_tensors(folder: str | Path, name: str, manifest: Mapping[str, Any]) -> 
             f"`{path}` is damaged: {path.stat().st_size} bytes, checksum differs from {MANIFEST}",
             "it was truncated or altered after it was saved; copy it again",
         )
-    return load_file(path)
+    return path
+
+
+def new_tensors(path: Path, shapes: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
+    """Make a safetensors file of vectors of given types and lengths, mapped to be filled.
+
+    It may be larger than memory.
+    """
+    header: dict[str, Any] = {}
+    size = 0
+    ordered = sorted(shapes.items(), key=lambda item: (-np.dtype(item[1][0]).itemsize, item[0]))
+    for name, (dtype, length) in ordered:
+        end = size + np.dtype(dtype).itemsize * length
+        header[name] = {"dtype": _DTYPES[dtype], "shape": [length], "data_offsets": [size, end]}
+        size = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        # Asked for now: a full disk found while a mapped page is written would kill the process.
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 8 + len(text), size)
+        elif size:
+            file.truncate(8 + len(text) + size)
+    return _map(path, "r+")
+
+
+def map_tensors(
+    folder: str | Path, name: str, manifest: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Map a safetensors file of an artefact, which may be larger than memory; not checksummed.
+
+    Raises:
+        UserError: the file is missing or truncated.
+    """
+    path = Path(folder) / name
+    if name not in manifest.get("files", {}) or not path.is_file():
+        raise UserError(f"`{path}` is missing", "the folder was copied in part; copy it again")
+    try:
+        return _map(path, "r")
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"`{path}` is damaged: {path.stat().st_size} bytes, not what its header says",
+            "it was truncated or altered after it was saved; copy it again",
+        ) from error
+
+
+def verify_artefact(folder: str | Path, kind: str) -> None:
+    """Hold every file of an artefact against its checksum.
+
+    Raises:
+        UserError: a file is missing, truncated or altered.
+    """
+    manifest = load_manifest(folder, kind)
+    for name in manifest["files"]:
+        check_file(folder, name, manifest)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -156,6 +250,28 @@ def new_run_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise disk_error(folder, error) from error
     return folder
+
+
+def _map(path: Path, mode: Literal["r", "r+"]) -> dict[str, np.ndarray]:
+    """Map every tensor of a safetensors file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    begin, dtypes = 8 + length, {short: name for name, short in _DTYPES.items()}
+    found: dict[str, np.ndarray] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, (first, last) = np.dtype(dtypes[entry["dtype"]]), entry["data_offsets"]
+        if begin + last > size:
+            raise ValueError(f"{name} ends at byte {begin + last} of {size}")
+        shape = tuple(entry["shape"])
+        if last == first:  # nothing cannot be mapped
+            found[name] = np.empty(shape, dtype)
+        else:
+            found[name] = np.memmap(path, dtype, mode, offset=begin + first, shape=shape)
+    return found
 
 
 def _swap(draft: Path, folder: Path) -> None:

@@ -33,7 +33,9 @@ class Recipe:
     autocast: bool = False
     """The model's matrix products are computed in bf16."""
 
-    def stream(self, lm: LM, corpus: Corpus, epochs: int | None = 1) -> TokenStream:
+    def stream(
+        self, lm: LM, corpus: Corpus, epochs: int | None = 1, *, shuffled_rows: bool = True
+    ) -> TokenStream:
         """Return the text, cut into rows and counted, about `tokens_at_once` in a batch.
 
         Raises:
@@ -48,6 +50,7 @@ class Recipe:
             packed=self.packed,
             policy=self.policy,
             seed=self.seed,
+            shuffled_rows=shuffled_rows,
             epochs=epochs,
         )
 

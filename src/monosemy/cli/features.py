@@ -10,7 +10,7 @@ import tyro
 
 from monosemy.cli.console import console, open_dictionary, open_text
 from monosemy.coders import Dictionary
-from monosemy.interpret import Features, choose_features, collect_features
+from monosemy.interpret import Features, build_features, choose_features
 from monosemy.report.terminal import feature_panel, feature_table
 
 
@@ -48,13 +48,10 @@ class Command:
 
     def _features(self) -> Features:
         """Read what an earlier look left in the run, or look and leave it there."""
-        saved = self.run_folder / "features"
+        saved = self.run_folder / "index"
         if self.data is None and saved.is_dir():
-            return Features.load(saved)
+            return Features.open(self.run_folder)
         dictionary, lm = open_dictionary(self.run_folder, None, self.device)
         corpus = open_text(dictionary, self.data, self.column)
-        stream = dictionary.provenance.stream(lm, corpus, "held_out")
-        features = collect_features(dictionary, lm, stream, tokens=self.tokens)
-        if self.data is None:
-            features.save(saved)
-        return features
+        folder = saved if self.data is None else None
+        return build_features(dictionary, lm, corpus, folder, tokens=self.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import tempfile
@@ -175,6 +176,14 @@ class Dictionary:
                 f"add a multiple of `dictionary.coder.W_dec[feature]` at `{self.explains}` with "
                 "`lm.edit`, or steer by a dictionary trained without a target",
             )
+
+    def identity(self) -> str:
+        """Return a checksum of the weights: the same wherever and however they are saved."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.coder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Dictionary:
         """Move weights to a device; returns itself."""

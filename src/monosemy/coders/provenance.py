@@ -53,8 +53,12 @@ class Provenance:
             seed=seed,
         )
 
-    def stream(self, lm: LM, corpus: Corpus, part: Part) -> TokenStream:
+    def stream(
+        self, lm: LM, corpus: Corpus, part: Part, *, shuffled_rows: bool = True
+    ) -> TokenStream:
         """Return text cut into rows, and counted, as in training.
+
+        Without `shuffled_rows`, rows of a document follow each other; documents are shuffled.
 
         Raises:
             UserError: the model has no tokenizer.
@@ -62,7 +66,7 @@ class Provenance:
         recipe = self.recipe(part)
         if lm.device.type == "cpu":
             recipe = replace(recipe, tokens_at_once=TOKENS_AT_ONCE)
-        return recipe.stream(lm, corpus)
+        return recipe.stream(lm, corpus, shuffled_rows=shuffled_rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values; `target` only where there is one."""

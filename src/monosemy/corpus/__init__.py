@@ -8,6 +8,7 @@ from monosemy.corpus.labels import label_tokens
 from monosemy.corpus.pairs import Pair, read_pairs
 from monosemy.corpus.place import Place
 from monosemy.corpus.policy import TokenPolicy
+from monosemy.corpus.shard import ShardSource
 from monosemy.corpus.syntax import CONCEPTS, syntax_spans
 from monosemy.corpus.tokens import TokenBatch, TokenStream
 
@@ -22,6 +23,7 @@ __all__ = [
     "Part",
     "Place",
     "Question",
+    "ShardSource",
     "TokenBatch",
     "TokenPolicy",
     "TokenStream",

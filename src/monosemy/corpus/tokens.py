@@ -116,6 +116,7 @@ class TokenStream:
         packed: bool = True,
         policy: TokenPolicy | None = None,
         seed: int | None = 0,
+        shuffled_rows: bool = True,
         epochs: int | None = 1,
     ) -> None:
         """Describe a stream; nothing is read until it is iterated over.
@@ -130,6 +131,8 @@ class TokenStream:
             policy: which positions count; None for `TokenPolicy()`.
             seed: of the order of documents, another one each epoch, and of rows, 4,096 at a time;
                 None: everything in the corpus's own order.
+            shuffled_rows: whether the seed is of rows too; else those of a document follow each
+                other.
             epochs: how often to go over the corpus; None: for ever.
 
         Raises:
@@ -152,6 +155,7 @@ class TokenStream:
         self.packed = packed
         self.policy = policy or TokenPolicy()
         self.seed = seed
+        self.shuffled_rows = shuffled_rows and seed is not None
         self.epochs = epochs
         # Read once: a Hugging Face tokenizer looks them up by name each time.
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -182,8 +186,8 @@ class TokenStream:
         here = place or Place()
         numbered: dict[int, Document] = {}
         rows = self._rows(numbered, here)
-        at_once = self.rows if self.seed is None else self.rows * max(_SHUFFLED // self.rows, 1)
-        rng = None if self.seed is None else np.random.default_rng(self.seed)
+        at_once = self.rows * (max(_SHUFFLED // self.rows, 1) if self.shuffled_rows else 1)
+        rng = np.random.default_rng(self.seed) if self.shuffled_rows else None
         if rng is not None:
             for _ in range(here.block):  # those before were whole, and drew as much
                 rng.permutation(at_once)

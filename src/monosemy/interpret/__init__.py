@@ -1,13 +1,12 @@
 """What a feature means: where it fires, how strongly, and what it writes."""
 
+from monosemy.index import Exemplar, FeatureView
 from monosemy.interpret.choose import choose_features
-from monosemy.interpret.features import Features, collect_features
+from monosemy.interpret.features import Features, build_features, join_features
 from monosemy.interpret.firings import Firings, TokenRows, collect_firings
 from monosemy.interpret.graph import Graph, Matcher, Pattern
 from monosemy.interpret.logit_lens import logit_lens
 from monosemy.interpret.n2g import activate_in, explain_features
-from monosemy.interpret.text import TextTable
-from monosemy.interpret.view import Exemplar, FeatureView
 
 __all__ = [
     "Exemplar",
@@ -17,12 +16,12 @@ __all__ = [
     "Graph",
     "Matcher",
     "Pattern",
-    "TextTable",
     "TokenRows",
     "activate_in",
+    "build_features",
     "choose_features",
-    "collect_features",
     "collect_firings",
     "explain_features",
+    "join_features",
     "logit_lens",
 ]

@@ -61,7 +61,7 @@ def choose_features(features: Features, count: int = 20) -> list[int]:
 
 
 def _candidate(features: Features, feature: int) -> _Candidate | None:
-    _, values = features.entries(feature)
+    _, values = features.index.entries(feature)
     peaks = [e.tokens[e.peak].strip() for e in features.view(feature, exemplars=_TOP).exemplars]
     if len(peaks) < _FEWEST:
         return None
@@ -77,7 +77,7 @@ def _candidate(features: Features, feature: int) -> _Candidate | None:
 
 
 def _effect(features: Features, feature: int) -> float:
-    tokens, values = features.lens_tokens[feature], features.lens_values[feature]
-    if not tokens or tokens[0][:1].isalnum() or not tokens[0].isprintable():
+    lens = features.lens(feature)
+    if not lens or lens[0][0][:1].isalnum() or not lens[0][0].isprintable():
         return 0.0
-    return float(values[0])
+    return lens[0][1]

@@ -1,70 +1,63 @@
-"""What is known of every feature over some text: who fires where, and how much.
-
-Entries are held feature by feature, so a feature is one slice. They are collected in one pass
-over held-out text and saved as an artefact, from which cards are cut without the model.
-"""
+"""What is known of every feature: where it fires, from the index, and what that means."""
 
 from __future__ import annotations
 
-import itertools
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from monosemy.activations import counted_activations
-from monosemy.artefact import load_manifest, load_tensors, save_artefact
-from monosemy.coders import Dictionary, attach
-from monosemy.corpus import TokenStream
-from monosemy.errors import UserError
+from monosemy.coders import Dictionary
+from monosemy.corpus import Corpus, Part
+from monosemy.index import FeatureView, Index, join, look
 from monosemy.interpret.logit_lens import logit_lens
-from monosemy.interpret.text import TextRecorder, TextTable
-from monosemy.interpret.view import Exemplar, FeatureView
 from monosemy.lm import LM
-from monosemy.progress import Task
 
-KIND = "features"
-_FILE = "features.safetensors"
-_BINS = 30
+LENS = "lens"
 
 
-@dataclass(frozen=True, slots=True)
 class Features:
     """Every feature of a dictionary over some text; `features[28]` is one of them.
 
     Iterating goes over those that fired, most frequent first.
     """
 
-    offsets: np.ndarray
-    """[width + 1] entries of feature f are those from offsets[f] to offsets[f+1]."""
-    tokens: np.ndarray
-    """[entries] number of the token, ascending within a feature."""
-    values: np.ndarray
-    """[entries] activation there."""
-    lens_values: np.ndarray
-    """[width, 2n] logit weights of the n most promoted and n most suppressed tokens."""
-    lens_tokens: list[list[str]]
-    """[width][2n] the tokens."""
-    text: TextTable
-    n_tokens: int
+    def __init__(self, index: Index) -> None:
+        """Look at an index, and at what was found out beside it."""
+        self.index = index
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Features:
+        """Open those of a run, or of an index's folder.
+
+        Raises:
+            UserError: as `Index.open`.
+        """
+        return cls(Index.open(folder))
 
     @property
     def width(self) -> int:
         """Number of features, dead ones included."""
-        return len(self.offsets) - 1
+        return self.index.width
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens looked at."""
+        return self.index.n_tokens
 
     @property
     def counts(self) -> np.ndarray:
         """[width] tokens on which each feature fired."""
-        return np.diff(self.offsets)
+        return self.index.counts
 
     @property
     def live(self) -> list[int]:
         """Features that fired, most frequent first."""
-        order = np.argsort(-self.counts, kind="stable")
-        return order[self.counts[order] > 0].tolist()
+        return self.index.live
 
     def __len__(self) -> int:
         return self.width
@@ -91,158 +84,65 @@ class Features:
         Raises:
             UserError: there is no feature of that number.
         """
-        if not 0 <= feature < self.width:
-            raise UserError(
-                f"there is no feature {feature}",
-                f"this dictionary has features 0 to {self.width - 1}",
-            )
-        tokens, values = self.entries(feature)
-        half = self.lens_values.shape[1] // 2
-        lens = list(zip(self.lens_tokens[feature], self.lens_values[feature].tolist(), strict=True))
-        top = float(values.max(initial=0.0))
-        counts, edges = np.histogram(values, bins=_BINS, range=(0, top or 1.0))
-        return FeatureView(
-            id=feature,
-            density=len(tokens) / max(self.n_tokens, 1),
-            max=top,
-            mean_active=float(values.mean()) if len(values) else 0.0,
-            n_tokens=self.n_tokens,
-            histogram=(edges.tolist(), counts.tolist()),
-            exemplars=[
-                self._exemplar(tokens, values, peak, window)
-                for peak in self._peaks(tokens, values, exemplars)
-            ],
-            promoted=lens[:half],
-            suppressed=lens[half:],
-        )
+        view = self.index.feature(feature, exemplars=exemplars, window=window)
+        lens = self.lens(feature)
+        half = len(lens) // 2
+        return replace(view, promoted=lens[:half], suppressed=lens[half:])
 
-    def entries(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the tokens a feature fires on, ascending, and its activations."""
-        part = slice(self.offsets[feature], self.offsets[feature + 1])
-        return self.tokens[part], self.values[part]
+    def lens(self, feature: int) -> list[tuple[str, float]]:
+        """Return the tokens that a feature promotes most, then those it suppresses most."""
+        if not self._lens:
+            return []
+        words = self.index.text.vocabulary
+        ids, values = (self._lens[name][feature].tolist() for name in ("ids", "values"))
+        return [(words[i], value) for i, value in zip(ids, values, strict=True)]
 
-    def _peaks(self, tokens: np.ndarray, values: np.ndarray, count: int) -> list[int]:
-        """Return the entries with the largest activations: at first one a document, one a row."""
-        places = self.text.places[tokens]
-        context = self.text.document.shape[1]
-        order = np.argsort(-values, kind="stable")
-        documents = self.text.document.reshape(-1)[places[order]]
-        rows = places[order] // context
-        first_in_document = np.unique(documents, return_index=True)[1]
-        first_in_row = np.unique(rows, return_index=True)[1]
-        chosen = sorted(first_in_document.tolist())[:count]
-        chosen += [i for i in sorted(first_in_row.tolist()) if i not in set(chosen)]
-        return order[sorted(chosen[:count])].tolist()
-
-    def _exemplar(self, tokens: np.ndarray, values: np.ndarray, peak: int, window: int) -> Exemplar:
-        place = int(self.text.places[tokens[peak]])
-        words, numbers, index = self.text.window(place, window)
-        found = np.searchsorted(tokens, numbers)
-        found = np.minimum(found, len(tokens) - 1)
-        activations = np.where(tokens[found] == numbers, values[found], 0.0)
-        document = self.text.document.reshape(-1)[place]
-        return Exemplar(self.text.ids[document], words, activations.tolist(), index)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write to a folder; see `docs/format.md`.
-
-        Raises:
-            UserError: the folder holds something else, or the disk refuses.
-        """
-        text = [t.encode("utf-8") for t in self.text.texts]
-        tensors = {
-            "offsets": self.offsets,
-            "tokens": self.tokens,
-            "values": self.values,
-            "lens_values": self.lens_values,
-            "document": self.text.document,
-            "start": self.text.start,
-            "end": self.text.end,
-            "number": self.text.number,
-            "text": np.frombuffer(b"".join(text), dtype=np.uint8).copy(),
-            "text_offsets": np.cumsum([0, *map(len, text)]),
-        }
-        manifest = {
-            "n_tokens": self.n_tokens,
-            "documents": self.text.ids,
-            "lens_tokens": self.lens_tokens,
-        }
-        files = {_FILE: {name: torch.from_numpy(a) for name, a in tensors.items()}}
-        return save_artefact(folder, KIND, manifest, files)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Features:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: it is not there, damaged, or of a format this version does not read.
-        """
-        manifest = load_manifest(folder, KIND)
-        a = {name: t.numpy() for name, t in load_tensors(folder, _FILE, manifest).items()}
-        raw, cuts = a["text"].tobytes(), a["text_offsets"]
-        texts = [raw[i:j].decode("utf-8") for i, j in itertools.pairwise(cuts)]
-        text = TextTable(
-            a["document"], a["start"], a["end"], a["number"], manifest["documents"], texts
-        )
-        return cls(
-            a["offsets"],
-            a["tokens"],
-            a["values"],
-            a["lens_values"],
-            manifest["lens_tokens"],
-            text,
-            manifest["n_tokens"],
-        )
+    @cached_property
+    def _lens(self) -> dict[str, np.ndarray]:
+        return self.index.arrays(LENS)
 
 
-def collect_features(
-    dictionary: Dictionary, lm: LM, stream: TokenStream, *, tokens: int = 100_000
+def build_features(
+    dictionary: Dictionary,
+    lm: LM,
+    corpus: Corpus,
+    folder: str | Path | None = None,
+    *,
+    part: Part = "held_out",
+    tokens: int = 100_000,
 ) -> Features:
-    """Stream text through a model and its dictionary and keep every active entry.
-
-    Memory: 8 bytes for each active entry, so about 26 MB for 100,000 tokens at L0 32.
+    """Make an index of a dictionary's features, and look at what they write.
 
     Args:
         dictionary: what to look at.
         lm: the model it belongs to; checked.
-        stream: rows of text, by rights held out from training.
+        corpus: the text.
+        folder: of the index; None: one that goes when the features do.
+        part: of the corpus.
         tokens: counted tokens to look at.
 
     Raises:
-        UserError: the dictionary does not fit the model, or there is no text.
+        UserError: as `build_index`.
     """
-    attach(dictionary, lm)
-    lens_values, lens_tokens = _lens(dictionary, lm)
-    recorder = TextRecorder()
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    seen = 0
-    with Task("features", tokens) as task:
-        for batch in stream:
-            name = dictionary.hookpoint
-            x = counted_activations(lm, batch, [name])[name]
-            code = dictionary.encode_sparse(x)
-            fired = code.values > 0
-            entries = (code.indices[fired], code.tokens[fired] + seen, code.values[fired])
-            features, numbers, values = (t.cpu().numpy() for t in entries)
-            parts.append((features.astype(np.int32), numbers.astype(np.int32), values))
-            recorder.add(batch)
-            seen += len(x)
-            task.advance(len(x))
-            if seen >= tokens:
-                break
-    features, numbers, values = (np.concatenate(a) for a in zip(*parts, strict=True))
-    order = np.argsort(features, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(features, minlength=dictionary.width))])
-    return Features(
-        offsets, numbers[order], values[order], lens_values, lens_tokens, recorder.table(), seen
-    )
+    temporary = None
+    if folder is None:
+        temporary = tempfile.TemporaryDirectory(prefix="monosemy-", ignore_cleanup_errors=True)
+        folder = Path(temporary.name) / "index"
+    look(dictionary, lm, corpus, folder, part=part, tokens=tokens)
+    features = join_features(dictionary, lm, folder)
+    features._folder = temporary
+    return features
 
 
-def _lens(dictionary: Dictionary, lm: LM) -> tuple[np.ndarray, list[list[str]]]:
-    """Read the directions that features write; where their width is not the unembedding's: none."""
-    tokenizer = lm.tokenizer if lm.is_causal else None
-    if tokenizer is None or lm.unembedding().weight.shape[1] != dictionary.d_out:
-        return np.zeros((dictionary.width, 0), np.float32), [[] for _ in range(dictionary.width)]
-    values, ids = logit_lens(lm, dictionary.coder.W_dec)
-    names = {i: str(tokenizer.decode([i])) for i in ids.unique().tolist()}
-    return values.numpy(), [[names[i] for i in row] for row in ids.tolist()]
+def join_features(dictionary: Dictionary, lm: LM, folder: str | Path) -> Features:
+    """Join what was looked at into an index, and find out what features write.
+
+    Raises:
+        UserError: as `index.join`.
+    """
+    index = join(lm, folder)
+    # Where the width of directions is not the unembedding's, there is nothing to read.
+    if lm.is_causal and lm.tokenizer and lm.unembedding().weight.shape[1] == dictionary.d_out:
+        values, ids = logit_lens(lm, dictionary.coder.W_dec)
+        index.write_arrays(LENS, {"values": values.numpy(), "ids": ids.numpy().astype(np.int32)})
+    return Features(index)

@@ -15,7 +15,7 @@ from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import Evaluation, SuiteResult, evaluate, open_dictionary_corpus
-from monosemy.interpret import Features, FeatureView, choose_features, collect_features
+from monosemy.interpret import Features, FeatureView, build_features, choose_features
 from monosemy.intervene import SteeringPair
 from monosemy.lm import LM
 from monosemy.report.page import ReportData, write_report
@@ -47,7 +47,7 @@ def report_run(
 ) -> Report:
     """Measure a run's dictionary, look at its features, steer one, and write `report.html`.
 
-    Leaves `metrics.json`, `features/` and `report.html` in the run's folder.
+    Leaves `metrics.json`, `index/` and `report.html` in the run's folder.
 
     Args:
         folder: of the run.
@@ -67,9 +67,7 @@ def report_run(
     evaluation = evaluate(dictionary, lm, corpus, suites=REPORTED)
     found = evaluation["reconstruction"]
     write_text(folder / "metrics.json", json.dumps(evaluation.to_dict(), indent=2) + "\n")
-    stream = dictionary.provenance.stream(lm, corpus, "held_out")
-    features = collect_features(dictionary, lm, stream)
-    features.save(folder / "features")
+    features = build_features(dictionary, lm, corpus, folder / "index")
     chosen = choose_features(features)
     views = [features[i] for i in chosen]
     can_steer = lm.is_causal and not dictionary.is_transcoder

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from monosemy.interpret.view import FeatureView
+from monosemy.index.view import FeatureView
 from monosemy.report import numbers
 from monosemy.report.svg import draw_histogram
 from monosemy.report.tokens import peak_tokens, seen_tokens, visible

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monosemy.evaluation import open_dictionary_corpus
-from monosemy.interpret import Features, FeatureView, choose_features, collect_features
+from monosemy.interpret import Features, FeatureView, build_features, choose_features
 from monosemy.lm import LM
 from monosemy.report.card import card_html
 
@@ -66,6 +66,5 @@ def features(
     dictionary = getattr(run, "dictionary", run)
     lm = lm or getattr(run, "lm", None) or LM(dictionary.provenance.model)
     corpus = open_dictionary_corpus(run, data)
-    stream = dictionary.provenance.stream(lm, corpus, "held_out")
-    found = collect_features(dictionary, lm, stream, tokens=tokens)
+    found = build_features(dictionary, lm, corpus, tokens=tokens)
     return Book(found, choose_features(found))

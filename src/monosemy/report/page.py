@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from monosemy.artefact import write_text
-from monosemy.interpret.view import FeatureView
+from monosemy.index.view import FeatureView
 from monosemy.intervene.pair import SteeringPair
 from monosemy.metrics.table import MetricRow
 from monosemy.report.card import environment, writable

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus
-from monosemy.interpret import choose_features, collect_features
+from monosemy.interpret import build_features, choose_features
 from monosemy.lm import LM
 from monosemy.report.card import writable
 from monosemy.report.page import ReportData, report_html
@@ -19,8 +19,7 @@ def feature_sampler(lm: LM, corpus: Corpus) -> Callable[[Dictionary, int], str]:
     """Return what makes a page of a dictionary's most telling features on held-out text."""
 
     def page(dictionary: Dictionary, tokens: int) -> str:
-        stream = dictionary.provenance.stream(lm, corpus, "held_out")
-        features = collect_features(dictionary, lm, stream, tokens=_TOKENS)
+        features = build_features(dictionary, lm, corpus, tokens=_TOKENS)
         chosen = choose_features(features)[:_FEATURES]
         data = ReportData(
             title=f"features after {tokens:,} tokens",

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from monosemy.evaluation import SuiteResult
 from monosemy.evaluation import Table as Figures
-from monosemy.interpret.view import Exemplar, FeatureView
+from monosemy.index.view import Exemplar, FeatureView
 from monosemy.intervene.pair import SteeringPair
 from monosemy.report.numbers import MISSING, count, figure, metric_cells, percent
 from monosemy.report.page import split_pair

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from monosemy.interpret.view import Exemplar, FeatureView
+from monosemy.index.view import Exemplar, FeatureView
 
 Kind = Literal["text", "indent", "tab", "newline", "fold", "control"]
 

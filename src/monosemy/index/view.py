@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """A window of text in which a feature fires.
+    """A window of text in which a feature fires, or nearly does.
 
     Attributes:
         document: id of the document.
         tokens: text of each token of the window, whitespace included.
         activations: the feature's activation at each token.
         peak: index in `tokens` of the token on which the window was chosen.
+        place: of that token in the index.
     """
 
     document: str
     tokens: list[str]
     activations: list[float]
     peak: int
+    place: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,12 @@ class FeatureView:
         exemplars: strongest first.
         promoted: tokens whose logit its direction raises most, and by how much (logit lens).
         suppressed: tokens whose logit its direction lowers most (negative figures).
+        quantiles: share -> activation below which that share of its firings lies.
+        groups: windows drawn from each fifth of those in which it fires, by their strongest
+            activation; the strongest fifth first.
+        random: windows drawn evenly from those in which it fires.
+        near_misses: windows in which it does not fire, and how far its pre-activation came.
+        names: what people and methods call it, the best first.
     """
 
     id: int
@@ -45,5 +53,10 @@ class FeatureView:
     n_tokens: int
     histogram: tuple[list[float], list[int]]
     exemplars: list[Exemplar]
-    promoted: list[tuple[str, float]]
-    suppressed: list[tuple[str, float]]
+    promoted: list[tuple[str, float]] = field(default_factory=list)
+    suppressed: list[tuple[str, float]] = field(default_factory=list)
+    quantiles: dict[float, float] = field(default_factory=dict)
+    groups: list[list[Exemplar]] = field(default_factory=list)
+    random: list[Exemplar] = field(default_factory=list)
+    near_misses: list[tuple[Exemplar, float]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)

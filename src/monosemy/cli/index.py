@@ -1,0 +1,79 @@
+"""Run text through a model and its dictionary once, and keep what fires where.
+
+Everything later is a look-up: features, search, labels, the app. Interrupted, it goes on where it
+stopped. Several machines that share a disk each take a share with --shard I/N; --join then joins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from monosemy.cli.console import console, open_dictionary, open_text
+from monosemy.corpus import Part
+from monosemy.errors import UserError
+from monosemy.index import TOKENS, Index, look
+from monosemy.interpret import Features, join_features
+
+
+@dataclass(frozen=True)
+class Command:
+    """Options of `monosemy index`."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run."""
+    model: str | None = None
+    """Another model than the one it was trained on."""
+    data: str | None = None
+    """Other text than the one it was trained on."""
+    column: str | None = None
+    """Column that holds the text."""
+    part: Part = "held_out"
+    """Of the text: `held_out`, which training never saw, `train` or `all`."""
+    tokens: int = TOKENS
+    """Tokens to look at."""
+    shard: str | None = None
+    """Only this share of the documents, such as `2/4`; join when all are done."""
+    join: bool = False
+    """Only join the shards that are done."""
+    verify: bool = False
+    """Only hold the index on disk against its checksums."""
+    device: str | None = None
+    """`cpu`, `cuda`, `mps`; default the best there is."""
+
+    def run(self) -> None:
+        """Make it, and say what it holds."""
+        folder = self.run_folder / "index"
+        if self.verify:
+            index = Index.open(self.run_folder)
+            index.verify()
+            console.print(f"{index}\nevery file is as it was written")
+            return
+        dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
+        if not self.join:
+            text = open_text(dictionary, self.data, self.column)
+            shard = _shard(self.shard)
+            look(dictionary, lm, text, folder, part=self.part, tokens=self.tokens, shard=shard)
+            if self.shard is not None:
+                console.print(f"shard {self.shard} is done; when all are: --join")
+                return
+        features: Features = join_features(dictionary, lm, folder)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        console.print(f"{features.index}\n{folder}, {size / 1e6:,.0f} MB")
+        console.print(
+            f"look with: monosemy features {self.run_folder}, monosemy search {self.run_folder} "
+            f"WORDS",
+            style="dim",
+        )
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1, 1
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdigit() and of.isdigit()):
+        raise UserError(f"`{text}` is no shard", "such as --shard 2/4")
+    return int(number), int(of)

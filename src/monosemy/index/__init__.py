@@ -1,0 +1,29 @@
+"""The feature index: which features fire where, and how much."""
+
+from monosemy.index.build import TOKENS, build_index, join, look
+from monosemy.index.index import Coactivation, Index, Match
+from monosemy.index.names import Name, add_name, merge_names, read_names
+from monosemy.index.prompt import PromptFeature, PromptFeatures
+from monosemy.index.search import Found
+from monosemy.index.text import TokenTable
+from monosemy.index.view import Exemplar, FeatureView
+
+__all__ = [
+    "TOKENS",
+    "Coactivation",
+    "Exemplar",
+    "FeatureView",
+    "Found",
+    "Index",
+    "Match",
+    "Name",
+    "PromptFeature",
+    "PromptFeatures",
+    "TokenTable",
+    "add_name",
+    "build_index",
+    "join",
+    "look",
+    "merge_names",
+    "read_names",
+]

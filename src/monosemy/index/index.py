@@ -1,0 +1,495 @@
+"""`Index`: which features fire where, and how much, read from disk as it is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from monosemy.artefact import disk_error, load_manifest, map_tensors, verify_artefact
+from monosemy.coders import Dictionary
+from monosemy.errors import UserError
+from monosemy.index.examples import BINS, DRAWN, GROUPS, MISSES, QUANTILES, RANDOM, TOP
+from monosemy.index.join import KIND
+from monosemy.index.names import read_lines, read_names, write_lines
+from monosemy.index.part import ENTRIES, EXAMPLES
+from monosemy.index.prompt import PromptFeatures, fire_on
+from monosemy.index.search import Found, SearchText
+from monosemy.index.text import TokenTable
+from monosemy.index.view import Exemplar, FeatureView
+from monosemy.lm import LM
+
+if TYPE_CHECKING:
+    import pyarrow
+    from scipy.sparse import csr_matrix
+
+_SHAPES = {
+    "histogram": (BINS,),
+    "quantiles": (len(QUANTILES),),
+    "top": (TOP,),
+    "groups": (GROUPS, DRAWN),
+    "random": (RANDOM,),
+    "miss_places": (MISSES,),
+    "miss_scores": (MISSES,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How well a feature tells some tokens from the others."""
+
+    feature: int
+    both: int
+    """Tokens of them on which it fires."""
+    precision: float
+    """Share of the tokens on which it fires that are of them."""
+    recall: float
+    """Share of them on which it fires."""
+    lift: float
+    """Precision over their share of all tokens."""
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Coactivation:
+    """How often some features fire together with every one."""
+
+    features: list[int]
+    joint: np.ndarray
+    """[features, width] tokens on which both fire."""
+    counts: np.ndarray
+    """[width] tokens on which each fires."""
+
+    @property
+    def jaccard(self) -> np.ndarray:
+        """[features, width] tokens on which both fire over those on which either does."""
+        either = self.counts[self.features][:, None] + self.counts - self.joint
+        return self.joint / np.maximum(either, 1)
+
+
+class Index:
+    """Every active entry of a dictionary over some text, feature by feature.
+
+    `index[28]` is a feature; iterating goes over those that fired, most frequent first. Arrays are
+    mapped from disk: opening is instant, and memory holds what was looked at.
+
+    Attributes:
+        folder: where it lies.
+        offsets: [width + 1] entries of feature f are those from offsets[f] to offsets[f+1].
+        places: [entries] place in `text`, ascending within a feature.
+        values: [entries] activation there.
+        text: the token table.
+        n_tokens: counted tokens looked at.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """Map the files; callers want `open`."""
+        self.folder, self.manifest = folder, manifest
+        entries = map_tensors(folder, ENTRIES, manifest)
+        self.offsets = np.asarray(entries["offsets"])
+        self.places, self.values = entries["places"], entries["values"]
+        self.text = TokenTable.open(folder, manifest)
+        self.n_tokens = int(manifest["n_tokens"])
+        examples = map_tensors(folder, EXAMPLES, manifest)
+        self._examples = {
+            name: a.reshape(-1, *_SHAPES.get(name, ())) for name, a in examples.items()
+        }
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Index:
+        """Open an index by its own folder or its run's.
+
+        Raises:
+            UserError: it is not there, truncated, of a format this version does not read, or was
+                made of another dictionary than the run's.
+        """
+        folder = Path(folder)
+        if not (folder / "dictionary").is_dir():
+            return cls(folder, load_manifest(folder, KIND))
+        if not (folder / "index").is_dir():
+            raise UserError(f"`{folder}` has no index", f"make it with: monosemy index {folder}")
+        index = cls(folder / "index", load_manifest(folder / "index", KIND))
+        index.check_dictionary(Dictionary.from_pretrained(folder))
+        return index
+
+    def check_dictionary(self, dictionary: Dictionary) -> None:
+        """Refuse an index of another dictionary.
+
+        Raises:
+            UserError: its weights are not those that the index was made with.
+        """
+        if self.manifest["dictionary"] != dictionary.identity():
+            raise UserError(
+                f"`{self.folder}` is the index of another dictionary: the weights differ",
+                "make it again with `monosemy index RUN`; names that people gave are kept",
+            )
+
+    def verify(self) -> None:
+        """Hold every file against its checksum.
+
+        Raises:
+            UserError: one was altered.
+        """
+        verify_artefact(self.folder, KIND)
+
+    def __repr__(self) -> str:
+        live = int((self.counts > 0).sum())
+        return (
+            f"Index({live:,} of {self.width:,} features live on {self.n_tokens:,} tokens of "
+            f"{len(self.text.names):,} documents, {len(self.values):,} entries)"
+        )
+
+    # --- sizes ------------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """Number of features, dead ones included."""
+        return len(self.offsets) - 1
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """[width] tokens on which each feature fired."""
+        return np.diff(self.offsets)
+
+    @property
+    def live(self) -> list[int]:
+        """Features that fired, most frequent first."""
+        order = np.argsort(-self.counts, kind="stable")
+        return order[self.counts[order] > 0].tolist()
+
+    @property
+    def max(self) -> np.ndarray:
+        """[width] largest activation of each feature."""
+        return self._examples["max"]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[width] mean activation of each feature where it fires."""
+        return self._examples["mean"]
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """[width, 24] places of the strongest activations, no text twice; -1: there are fewer."""
+        return self._examples["top"]
+
+    def __len__(self) -> int:
+        return self.width
+
+    def __iter__(self) -> Iterator[FeatureView]:
+        return (self.feature(feature) for feature in self.live)
+
+    def __getitem__(self, feature: int) -> FeatureView:
+        """Return one feature.
+
+        Raises:
+            UserError: there is no feature of that number.
+        """
+        return self.feature(feature)
+
+    # --- one feature ------------------------------------------------------------------------
+
+    def check_feature(self, feature: int) -> None:
+        """Refuse a feature number that does not exist.
+
+        Raises:
+            UserError: it is negative or not below the width.
+        """
+        if not 0 <= feature < self.width:
+            raise UserError(
+                f"there is no feature {feature}",
+                f"this dictionary has features 0 to {self.width - 1}",
+            )
+
+    def entries(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places at which a feature fires, ascending, and its activations."""
+        part = slice(self.offsets[feature], self.offsets[feature + 1])
+        return self.places[part], self.values[part]
+
+    def feature(self, feature: int, *, exemplars: int = 8, window: int = 32) -> FeatureView:
+        """Return one feature.
+
+        Args:
+            feature: its number.
+            exemplars: strongest contexts to show, up to 24: of different documents as far as there
+                are, and never the same text twice.
+            window: tokens in each.
+
+        Raises:
+            UserError: there is no feature of that number.
+        """
+        self.check_feature(feature)
+        of = {name: a[feature] for name, a in self._examples.items()}
+        top = float(of["max"])
+        edges = np.linspace(0, top or 1.0, BINS + 1)
+        misses = zip(of["miss_places"], of["miss_scores"], strict=True)
+        return FeatureView(
+            id=feature,
+            density=int(self.counts[feature]) / max(self.n_tokens, 1),
+            max=top,
+            mean_active=float(of["mean"]),
+            n_tokens=self.n_tokens,
+            histogram=(edges.tolist(), of["histogram"].tolist()),
+            exemplars=self._exemplars(feature, of["top"][:exemplars], window),
+            quantiles=dict(zip(QUANTILES, of["quantiles"].tolist(), strict=True)),
+            groups=[self._exemplars(feature, group, window) for group in of["groups"]],
+            random=self._exemplars(feature, of["random"], window),
+            near_misses=[
+                (self.exemplar(feature, int(place), window), float(score))
+                for place, score in misses
+                if place >= 0
+            ],
+            names=self.names.get(feature, []),
+        )
+
+    def exemplars(self, feature: int, count: int = TOP, window: int = 32) -> list[Exemplar]:
+        """Return a feature's strongest contexts, strongest first.
+
+        Raises:
+            UserError: there is no feature of that number.
+        """
+        self.check_feature(feature)
+        return self._exemplars(feature, self.peaks[feature][:count], window)
+
+    def _exemplars(self, feature: int, places: np.ndarray, window: int) -> list[Exemplar]:
+        return [self.exemplar(feature, place, window) for place in places.tolist() if place >= 0]
+
+    def exemplar(self, feature: int, place: int, window: int = 32) -> Exemplar:
+        """Return the context of a place, with a feature's activations in it.
+
+        It stays within the row and the document: what the model saw.
+        """
+        around = self.text.window(place, window)
+        places, values = self.entries(feature)
+        first, last = np.searchsorted(places, [around[0], around[-1] + 1])
+        activations = np.zeros(len(around))
+        activations[places[first:last] - around[0]] = values[first:last]
+        name = self.text.names[int(self.text.document[place])]
+        words = self.text.words(around)
+        return Exemplar(name, words, activations.tolist(), place - int(around[0]), place)
+
+    # --- questions --------------------------------------------------------------------------
+
+    def where(
+        self, *, token: str | None = None, text: str | None = None, fewest: int = 5
+    ) -> list[Match]:
+        """Return the features that tell some tokens from the others, best first by F1.
+
+        Args:
+            token: those of this text, white space in front included; if there is none, those that
+                are this text without it.
+            text: a regular expression; those with a character of a match.
+            fewest: of them on which a feature must fire.
+
+        Raises:
+            UserError: neither or both are given, the expression is none, or nothing matches.
+        """
+        return self.telling(self.tokens_where(token=token, text=text), fewest=fewest)
+
+    def tokens_where(self, *, token: str | None = None, text: str | None = None) -> np.ndarray:
+        """Return the places of counted tokens, chosen as `where` does.
+
+        Raises:
+            UserError: as `where`.
+        """
+        if (token is None) == (text is None):
+            raise UserError("say which tokens", "give `token` or `text`, one of them")
+        if token is not None:
+            places = self.text.with_token(token)
+        else:
+            try:
+                pattern = re.compile(str(text))
+            except re.error as error:
+                raise UserError(f"`{text}` is no regular expression: {error}") from error
+            places = self.text.matching(pattern)
+        places = places[self.text.counted[places]]
+        if not len(places):
+            raise UserError(
+                f"nothing in the index's text matches {token if text is None else text!r}",
+                f"it holds {self.n_tokens:,} tokens of {len(self.text.names)} documents; "
+                "a larger one may hold it (monosemy index --tokens)",
+            )
+        return places
+
+    def telling(self, places: np.ndarray, *, fewest: int = 1) -> list[Match]:
+        """Return the features that fire on some places, best first by F1."""
+        both = self.counts_on(places)
+        found = np.flatnonzero(both >= max(fewest, 1))
+        share = len(places) / self.n_tokens
+        matches = []
+        for feature in found.tolist():
+            precision = float(both[feature] / self.counts[feature])
+            recall = float(both[feature] / len(places))
+            matches.append(Match(feature, int(both[feature]), precision, recall, precision / share))
+        return sorted(matches, key=lambda match: (-match.f1, match.feature))
+
+    def counts_on(self, places: np.ndarray) -> np.ndarray:
+        """[width] on how many of some places each feature fires."""
+        chosen = np.zeros(len(self.text), bool)
+        chosen[places] = True
+        total = np.zeros(self.width, np.int64)
+        for first, last in self._blocks():
+            hits = chosen[self.places[self.offsets[first] : self.offsets[last]]]
+            sums = np.concatenate([[0], np.cumsum(hits)])
+            total[first:last] = np.diff(sums[self.offsets[first : last + 1] - self.offsets[first]])
+        return total
+
+    def coactivation(self, features: int | Sequence[int]) -> Coactivation:
+        """Count on how many tokens features fire together with each other one.
+
+        Raises:
+            UserError: there is no feature of that number.
+        """
+        chosen = [features] if isinstance(features, int) else list(features)
+        for feature in chosen:
+            self.check_feature(feature)
+        joint = np.stack([self.counts_on(self.entries(f)[0]) for f in chosen])
+        return Coactivation(chosen, joint, self.counts)
+
+    def top(self, prompt: str, dictionary: Dictionary, lm: LM) -> PromptFeatures:
+        """Return which features fire on a text, token by token and over all of it.
+
+        Raises:
+            UserError: the text is empty or too long, or the index is another dictionary's.
+        """
+        self.check_dictionary(dictionary)
+        density = self.counts / max(self.n_tokens, 1)
+        return fire_on(prompt, dictionary, lm, largest=self.max, density=density)
+
+    def search(self, words: str, count: int = 50) -> list[Found]:
+        """Return features whose names or strongest contexts hold all of some words, best first.
+
+        A name counts most, then the tokens on which a feature fires most, then the text around.
+        """
+        return self._search_text.search(words, count)
+
+    @cached_property
+    def _search_text(self) -> SearchText:
+        return SearchText.of(self)
+
+    def _blocks(self, size: int = 2**24) -> Iterator[tuple[int, int]]:
+        """Yield ranges of features with about `size` entries."""
+        first = 0
+        while first < self.width:
+            last = int(np.searchsorted(self.offsets, self.offsets[first] + size, "right")) - 1
+            last = min(max(last, first + 1), self.width)
+            yield first, last
+            first = last
+
+    # --- slices -----------------------------------------------------------------------------
+
+    def to_scipy(self, features: Sequence[int] | None = None) -> csr_matrix:
+        """Return features' activations as a matrix [features, places]; of all, not copied."""
+        from scipy.sparse import csr_matrix
+
+        if features is None:
+            offsets, places, values = self.offsets, self.places, self.values
+        else:
+            own = [self.entries(feature) for feature in features]
+            offsets = np.cumsum([0, *(len(places) for places, _ in own)])
+            places = np.concatenate([np.zeros(0, np.int32), *(p for p, _ in own)])
+            values = np.concatenate([np.zeros(0, np.float32), *(v for _, v in own)])
+        if offsets[-1] < 2**31:  # else scipy would copy the places to the offsets' type
+            offsets = offsets.astype(np.int32)
+        shape = (len(offsets) - 1, len(self.text))
+        return csr_matrix((values, places, offsets), shape, copy=False)
+
+    def to_numpy(self, features: Sequence[int], places: np.ndarray) -> np.ndarray:
+        """Return activations [features, places]."""
+        found = np.zeros((len(features), len(places)), np.float32)
+        for row, feature in enumerate(features):
+            own, values = self.entries(feature)
+            at = np.minimum(np.searchsorted(own, places), max(len(own) - 1, 0))
+            if len(own):
+                found[row] = np.where(own[at] == places, values[at], 0)
+        return found
+
+    def to_arrow(self, features: Sequence[int]) -> pyarrow.Table:
+        """Return features' active entries, one a row, with token, document and characters."""
+        import pyarrow
+
+        own = [self.entries(feature) for feature in features]
+        owner = np.repeat(np.asarray(features), [len(places) for places, _ in own])
+        places = np.concatenate([np.zeros(0, np.int32), *(p for p, _ in own)])
+        values = np.concatenate([np.zeros(0, np.float32), *(v for _, v in own)])
+        ids = self.text.ids[places]
+        words = {i: self.text.vocabulary[i] for i in np.unique(ids).tolist()}
+        names = [self.text.names[i] for i in self.text.document[places].tolist()]
+        return pyarrow.table(
+            {
+                "feature": owner,
+                "place": places,
+                "activation": values,
+                "token": [words[i] for i in ids.tolist()],
+                "document": names,
+                "start": self.text.start[places],
+                "end": self.text.end[places],
+            }
+        )
+
+    # --- what features are called -----------------------------------------------------------
+
+    def table(self, name: str) -> dict[int, dict[str, Any]]:
+        """Return what `write_table` wrote: feature -> row; empty where nothing was.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        return {row["feature"]: row for row in read_lines(self.folder / f"{name}.jsonl")}
+
+    def write_table(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Keep what was found out about features in the index's folder, a JSON line each.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        write_lines(self.folder / f"{name}.jsonl", rows)
+        self.forget()
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Return what `write_arrays` wrote; nothing where nothing was."""
+        path = self.folder / f"{name}.safetensors"
+        return load_file(path) if path.is_file() else {}
+
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays that were found out about features in the index's folder.
+
+        Raises:
+            UserError: the disk refuses.
+        """
+        path = self.folder / f"{name}.safetensors"
+        draft = path.with_name(f".{path.name}.draft")
+        try:
+            save_file(dict(arrays), draft)
+            draft.replace(path)
+        except (OSError, SafetensorError) as error:
+            draft.unlink(missing_ok=True)
+            raise disk_error(path, error) from error
+
+    @cached_property
+    def names(self) -> dict[int, list[str]]:
+        """What each feature is called: by people, else by explanations, else by concepts."""
+        names: dict[int, list[str]] = {}
+        for feature, given in read_names(self.folder).items():
+            names[feature] = [name.name for name in given]
+        for table, column in (("explanations", "explanation"), ("concepts", "name")):
+            for feature, row in self.table(table).items():
+                if row.get(column):
+                    names.setdefault(feature, []).append(str(row[column]))
+        return names
+
+    def forget(self) -> None:
+        """Read names anew when they are asked for: somebody changed them."""
+        for cached in ("names", "_search_text"):
+            self.__dict__.pop(cached, None)
