@@ -20,6 +20,7 @@ COMMANDS = {
     "index": "run text through a model once, so that every question about features is a look-up",
     "search": "find features by words, by tokens, or by a text on which they fire",
     "names": "give features names, merge and export them",
+    "app": "look at runs and their features in a browser",
     "features": "see what a dictionary's features fire on",
     "steer": "continue a prompt with a feature turned up or down",
     "doctor": "check that a dictionary is wired to a model rightly",

@@ -1,0 +1,93 @@
+"""Runs that the app shows, opened when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+
+from monosemy.artefact import MANIFEST
+from monosemy.coders import Dictionary
+from monosemy.errors import UserError
+from monosemy.index import Index
+from monosemy.interpret import Features
+from monosemy.lm import LM
+
+
+class OpenRun:
+    """A run's folder, and what is in it.
+
+    Attributes:
+        name: its part of an address.
+        folder: where it lies.
+        model: a lock held while the language model runs: it is one, and edits are placed in it.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.model = Lock()
+        self._opening = Lock()
+        self._features: tuple[int, Features] | None = None
+
+    @cached_property
+    def dictionary(self) -> Dictionary:
+        """Its dictionary."""
+        return Dictionary.from_pretrained(self.folder)
+
+    @cached_property
+    def lm(self) -> LM:
+        """The model it belongs to; loading it takes a while."""
+        provenance = self.dictionary.provenance
+        lm = LM(provenance.model, revision=provenance.revision)
+        self.dictionary.to(lm.device)
+        return lm
+
+    @property
+    def features(self) -> Features:
+        """Its features; read anew when the index was made again.
+
+        Raises:
+            UserError: there is no index, or it is another dictionary's.
+        """
+        manifest = self.folder / "index" / MANIFEST
+        with self._opening:
+            try:
+                made = manifest.stat().st_mtime_ns
+            except OSError as error:
+                if self._features is not None:  # it is being replaced this moment
+                    return self._features[1]
+                raise UserError(
+                    f"`{self.folder}` has no index", f"make it with: monosemy index {self.folder}"
+                ) from error
+            if self._features is None or self._features[0] != made:
+                index = Index.open(self.folder / "index")
+                index.check_dictionary(self.dictionary)
+                self._features = made, Features(index)
+            return self._features[1]
+
+
+def open_runs(folders: Sequence[Path]) -> dict[str, OpenRun]:
+    """Return runs by the names they have in addresses: their folders' names.
+
+    A sweep's folder stands for the runs in it.
+
+    Raises:
+        UserError: a folder is no run.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        inside = sorted(p.parent for p in folder.glob("*/dictionary") if p.is_dir())
+        if not (folder / "dictionary").is_dir() and not inside:
+            raise UserError(
+                f"`{folder}` is no run: it has no dictionary",
+                "give the folder that `monosemy train` or `monosemy sweep` made",
+            )
+        found += [folder] if (folder / "dictionary").is_dir() else inside
+    runs: dict[str, OpenRun] = {}
+    for folder in dict.fromkeys(path.resolve() for path in found):
+        name, number = folder.name, 2
+        while name in runs or name in ("static", ""):
+            name, number = f"{folder.name}-{number}", number + 1
+        runs[name] = OpenRun(name, folder)
+    return runs

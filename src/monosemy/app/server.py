@@ -1,0 +1,110 @@
+"""The server: binds to this machine alone, and answers nobody who calls it by another name."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import webbrowser
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from monosemy.app import features, overview
+from monosemy.app.pages import error_page, runs_page
+from monosemy.app.runs import OpenRun, open_runs
+from monosemy.errors import UserError
+
+HOST = "127.0.0.1"
+_NAMES = {HOST, "localhost", "::1"}
+_STATIC = Path(__file__).parent / "static"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+PAGES = (overview.router, features.router)
+
+
+def make_app(folders: Sequence[Path]) -> FastAPI:
+    """Return the app that shows some runs.
+
+    Raises:
+        UserError: a folder is no run.
+    """
+    app = FastAPI(title="monosemy", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.runs = open_runs(folders)
+    app.middleware("http")(_guard)
+    app.exception_handler(UserError)(_explain)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.get("/")(_home)
+    for router in PAGES:
+        app.include_router(router, prefix="/{name}")
+    return app
+
+
+async def _guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuse requests for another host, which a page elsewhere could make a browser send here."""
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    origin = request.headers.get("origin")
+    if host not in _NAMES or (origin and urlsplit(origin).netloc != request.headers["host"]):
+        return JSONResponse({"error": "this server answers this machine alone"}, 403)
+    response = await answer(request)
+    response.headers.update(_HEADERS)
+    return response
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    """Say what is wrong, as a page to people and as JSON to pages."""
+    assert isinstance(error, UserError)
+    if "text/html" in request.headers.get("accept", ""):
+        return error_page(request, error)
+    return JSONResponse({"error": error.message, "hint": error.hint}, 400)
+
+
+async def _home(request: Request) -> Response:
+    runs: dict[str, OpenRun] = request.app.state.runs
+    if len(runs) == 1:
+        return RedirectResponse(f"/{next(iter(runs))}/")
+    return runs_page(request, list(runs.values()))
+
+
+def serve(folders: Sequence[Path], *, port: int = 8440, browser: bool = True) -> None:
+    """Show runs on this machine until interrupted.
+
+    Args:
+        folders: of the runs.
+        port: where; the next one that is free.
+        browser: open a browser there.
+
+    Raises:
+        UserError: a folder is no run, or no port is free.
+    """
+    import uvicorn
+
+    app = make_app(folders)
+    listening = _listen(port)
+    address = f"http://{HOST}:{listening.getsockname()[1]}/"
+    sys.stderr.write(f"showing {', '.join(app.state.runs)} at {address}\nctrl-c ends it\n")
+    if browser:
+        webbrowser.open(address)
+    config = uvicorn.Config(app, log_level="warning", server_header=False)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(port: int) -> socket.socket:
+    for tried in range(port, port + 20):
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, tried))
+        except OSError:
+            listening.close()
+            continue
+        return listening
+    raise UserError(f"no port from {port} to {port + 19} is free", "choose another with --port")
