@@ -16,12 +16,13 @@ from sklearn.linear_model import LinearRegression
 from tiny_models import tiny_llama, tiny_tokenizer
 from torch import Tensor
 
+from monosemy.activations import counted_activations
 from monosemy.artefact import MANIFEST
 from monosemy.coders import Dictionary, attach, diagnose
 from monosemy.corpus import Corpus, TokenBatch, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import SuiteResult, baselines, evaluate
-from monosemy.interpret import collect_features, logit_lens
+from monosemy.interpret import build_features, logit_lens
 from monosemy.intervene import compare
 from monosemy.lm import LM
 from monosemy.report import report_run
@@ -342,21 +343,22 @@ def test_untrained_features_are_scaled_at_their_best() -> None:
 def test_features_fire_at_the_input_and_write_at_the_target(
     transcoder: Dictionary, lm: LM, corpus: Corpus
 ) -> None:
-    stream = transcoder.provenance.stream(lm, corpus, "held_out")
-    features = collect_features(transcoder, lm, stream, tokens=1000)
-    _, x, _ = held_out(transcoder, lm, corpus, 1000)
-    z = transcoder.encode(x)
-    assert len(features.values) == int((z > 0).sum())
-    assert features.values.sum() == pytest.approx(float(z.sum()), rel=1e-4)
+    features = build_features(transcoder, lm, corpus, tokens=1000)
+    stream = transcoder.provenance.stream(lm, corpus, "held_out", shuffled_rows=False)
+    parts = (counted_activations(lm, batch, [INPUT])[INPUT] for batch in stream)
+    z = transcoder.encode(torch.cat(list(parts))[: features.n_tokens])
+    assert len(features.index.values) == int((z > 0).sum())
+    assert features.index.values.sum() == pytest.approx(float(z.sum()), rel=1e-4)
     values, _ = logit_lens(lm, transcoder.coder.W_dec)
-    np.testing.assert_array_equal(features.lens_values, values.numpy())
+    for feature in range(0, transcoder.width, 7):
+        shown = [value for _, value in features.lens(feature)]
+        np.testing.assert_array_equal(np.float32(shown), values[feature].numpy())
 
 
 def test_directions_outside_the_residual_stream_have_no_logit_lens(
     uneven: Dictionary, lm: LM, corpus: Corpus
 ) -> None:
-    stream = uneven.provenance.stream(lm, corpus, "held_out")
-    features = collect_features(uneven, lm, stream, tokens=500)
+    features = build_features(uneven, lm, corpus, tokens=500)
     view = features[features.live[0]]
     assert view.exemplars and not view.promoted and not view.suppressed
 

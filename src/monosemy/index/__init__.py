@@ -1,6 +1,6 @@
 """The feature index: which features fire where, and how much."""
 
-from monosemy.index.build import TOKENS, build_index, join, look
+from monosemy.index.build import TOKENS, build_index, join_index, look
 from monosemy.index.index import Coactivation, Index, Match
 from monosemy.index.names import Name, add_name, merge_names, read_names
 from monosemy.index.prompt import PromptFeature, PromptFeatures
@@ -22,7 +22,7 @@ __all__ = [
     "TokenTable",
     "add_name",
     "build_index",
-    "join",
+    "join_index",
     "look",
     "merge_names",
     "read_names",

@@ -62,7 +62,7 @@ def build_index(
         UserError: the dictionary does not fit the model, there is no text, or the disk refuses.
     """
     look(dictionary, lm, corpus, folder, part=part, tokens=tokens)
-    return join(lm, folder)
+    return join_index(lm, folder)
 
 
 def look(
@@ -75,7 +75,7 @@ def look(
     tokens: int = TOKENS,
     shard: tuple[int, int] = (1, 1),
 ) -> None:
-    """Do one shard's share of `build_index`: look at its documents, and leave parts for `join`.
+    """Do one shard's share of `build_index`: look at its documents, and leave parts for `join_index`.
 
     Args:
         dictionary: what to look at.
@@ -127,7 +127,7 @@ def look(
     work.add(gathered, complete=True)
 
 
-def join(lm: LM, folder: str | Path) -> Index:
+def join_index(lm: LM, folder: str | Path) -> Index:
     """Join what `look` left of every shard into the index, and remove it.
 
     Raises:

@@ -88,11 +88,13 @@ class Rows:
 
     def different(self, peaks: np.ndarray) -> np.ndarray:
         """Return peaks without those of text that stood earlier, first one a document."""
-        before = np.maximum(
-            peaks[:, None] - np.arange(_SAME), peaks[:, None] // self.context * self.context
+        before = np.maximum(peaks[:, None] - np.arange(_SAME), 0)
+        document = self.document[peaks]
+        inside = (before // self.context == peaks[:, None] // self.context) & (
+            self.document[before] == document[:, None]
         )
-        text = self.ids[before]
-        document = self.document[peaks].tolist()
+        text = np.where(inside, self.ids[before], -1)
+        numbers = document.tolist()
         seen: set[bytes] = set()
         first: list[int] = []
         later: list[int] = []
@@ -102,8 +104,8 @@ class Rows:
             if key in seen:
                 continue
             seen.add(key)
-            (later if document[i] in documents else first).append(i)
-            documents.add(document[i])
+            (later if numbers[i] in documents else first).append(i)
+            documents.add(numbers[i])
         return peaks[(first + later)]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +14,7 @@ import numpy as np
 
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, Part
-from monosemy.index import FeatureView, Index, join, look
+from monosemy.index import FeatureView, Index, join_index, look
 from monosemy.interpret.logit_lens import logit_lens
 from monosemy.lm import LM
 
@@ -28,7 +30,6 @@ class Features:
     def __init__(self, index: Index) -> None:
         """Look at an index, and at what was found out beside it."""
         self.index = index
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> Features:
@@ -124,13 +125,12 @@ def build_features(
     Raises:
         UserError: as `build_index`.
     """
-    temporary = None
-    if folder is None:
-        temporary = tempfile.TemporaryDirectory(prefix="monosemy-", ignore_cleanup_errors=True)
-        folder = Path(temporary.name) / "index"
+    temporary = Path(tempfile.mkdtemp(prefix="monosemy-")) if folder is None else None
+    folder = temporary / "index" if temporary else Path(str(folder))
     look(dictionary, lm, corpus, folder, part=part, tokens=tokens)
     features = join_features(dictionary, lm, folder)
-    features._folder = temporary
+    if temporary:
+        weakref.finalize(features, shutil.rmtree, temporary, ignore_errors=True)
     return features
 
 
@@ -138,9 +138,9 @@ def join_features(dictionary: Dictionary, lm: LM, folder: str | Path) -> Feature
     """Join what was looked at into an index, and find out what features write.
 
     Raises:
-        UserError: as `index.join`.
+        UserError: as `join_index`.
     """
-    index = join(lm, folder)
+    index = join_index(lm, folder)
     # Where the width of directions is not the unembedding's, there is nothing to read.
     if lm.is_causal and lm.tokenizer and lm.unembedding().weight.shape[1] == dictionary.d_out:
         values, ids = logit_lens(lm, dictionary.coder.W_dec)
