@@ -7,8 +7,7 @@
    pass and the encoder product on the same rows.
 2. Exemplars and histograms of all features of a dictionary 16,384 wide over two million tokens,
    against SAEDashboard with the same model, weights and dictionary. It is given a share of the
-   features and of the tokens; its time is extrapolated, in proportion, and the table says from what.
-   Ours is the whole build, the model's pass included.
+   features and of the tokens; its time is extrapolated in proportion, and it is said from what. Ours is the whole build, the model's pass included.
 """
 
 import json
@@ -89,7 +88,7 @@ def against_dashboard(lm, corpus, folder, args):
     each = sum(others) / len(others)
     seconds = (first + (batches - 1) * each) * TOKENS / theirs["tokens"]
     print(
-        f"SAEDashboard: {seconds:,.0f} s for as many, extrapolated from {len(theirs['seconds'])} of "
+        f"SAEDashboard: {seconds:,.0f} s for as many, from {len(theirs['seconds'])} of "
         f"{batches:.0f} batches of features ({first:.1f} s the first, {each:.1f} s another) and "
         f"{theirs['tokens']:,} tokens"
     )

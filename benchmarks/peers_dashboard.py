@@ -5,10 +5,10 @@ Runs in the environment that `benchmarks/setup_dashboard.sh` makes, and imports 
     benchmarks/.dashboard/bin/python benchmarks/peers_dashboard.py --model FOLDER --inputs FILE \
         --hook blocks.2.hook_resid_post --features 512
 
-The model's folder holds a Llama's config.json and model.safetensors; the other file W_enc [d, width],
-W_dec, b_enc, b_dec, threshold [width] and "tokens" [rows, context]. The model's activations are cached
-on disk, as it can do: the first batch of features runs the model, the others read. The last line on
-stdout is one JSON object.
+The model's folder holds a Llama's config.json and model.safetensors; the other file W_enc
+[d, width], W_dec, b_enc, b_dec, threshold [width] and "tokens" [rows, context]. The model's
+activations are cached on disk, as it can do: the first batch of features runs the model, the others
+read. The last line on stdout is one JSON object.
 """
 
 import argparse
