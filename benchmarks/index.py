@@ -7,7 +7,8 @@
    pass and the encoder product on the same rows.
 2. Exemplars and histograms of all features of a dictionary 16,384 wide over two million tokens,
    against SAEDashboard with the same model, weights and dictionary. It is given a share of the
-   features and of the tokens; its time is extrapolated in proportion, and it is said from what. Ours is the whole build, the model's pass included.
+   features and of the tokens; its time is extrapolated in proportion, and it is said from what.
+   Ours is the whole build, the model's pass included.
 """
 
 import json
