@@ -151,30 +151,32 @@ def max_t(
     return (t.max(1)[:, None] >= t[0] * (1 - 1e-9)).mean(0)
 
 
-def pairwise_accuracy(scores: Float[np.ndarray, "pairs *more"]) -> Float[np.ndarray, " *more"]:
-    """Return how often a difference is above 0, ties counted half."""
-    return wins(scores).mean(0)
+def wins(d: np.ndarray) -> np.ndarray:
+    """Return 1 for a difference above 0, 0 for one below, 0.5 for 0; any shape.
+
+    Their mean over pairs is the pairwise accuracy, 0.5 by chance.
+    """
+    return (np.sign(d) + 1) / 2
 
 
-def wins(scores: Float[np.ndarray, "pairs *more"]) -> Float[np.ndarray, "pairs *more"]:
-    """Return 1 for a difference above 0, 0 for one below, 0.5 for 0."""
-    return (np.sign(scores) + 1) / 2
+def steadiest(d: Float[np.ndarray, "pairs features"]) -> int:
+    """Return the feature whose differences are most often of one sign; of equals the largest |d_z|."""
+    return int(np.lexsort((-np.abs(cohen_dz(d)), -np.abs(wins(d).mean(0) - 0.5)))[0])
 
 
-Chosen = Bool[np.ndarray, " pairs"]
-
-
-def halves(groups: Int[np.ndarray, " pairs"]) -> Chosen:
+def halves(
+    groups: Int[np.ndarray, " pairs"], kinds: Int[np.ndarray, " pairs"]
+) -> Bool[np.ndarray, " pairs"]:
     """Return which pairs fall in the first of two halves that share no group.
 
-    The largest group comes first, and each goes to the half with fewer pairs, so that halves are
-    as equal as groups let them be.
+    The largest group comes first, and each goes where it makes the halves more alike in how many
+    pairs of each kind they have.
     """
-    counts = np.bincount(groups)
+    counts = np.zeros((int(groups.max()) + 1, int(kinds.max()) + 1))
+    np.add.at(counts, (groups, kinds), 1)
     first = np.zeros(len(counts), dtype=bool)
-    sizes = [0, 0]
-    for group in np.argsort(-counts, kind="stable"):
-        half = int(sizes[1] < sizes[0])
-        first[group] = half == 0
-        sizes[half] += counts[group]
+    ahead = np.zeros(counts.shape[1])
+    for group in np.argsort(-counts.sum(1), kind="stable"):
+        first[group] = ahead @ counts[group] <= 0
+        ahead += counts[group] if first[group] else -counts[group]
     return first[groups]
