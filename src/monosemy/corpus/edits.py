@@ -110,6 +110,14 @@ class Site:
         texts = self.source.of(first), self.source.of(second)
         return [*self.replaced(first, texts[1]), *self.replaced(second, texts[0])]
 
+    def without(self, keyword: str) -> Edits:
+        """Return the edit that takes away the word a node begins with, and the blanks after it."""
+        start = self.source.span(self.node)[0]
+        end = start + len(keyword)
+        while self.source.text[end : end + 1] == " ":
+            end += 1
+        return [(start, end, "")]
+
     def removed(self) -> Iterator[Edits]:
         """Yield the edit that takes the statement away, unless it shares its lines."""
         lines = self.source.lines(self.node)

@@ -142,7 +142,7 @@ def _shared_default(site: Site) -> Iterator[Edits]:
 def _no_return(site: Site) -> Iterator[Edits]:
     node = site.node
     if not isinstance(node.value, ast.Constant | None):
-        yield [(site.source.span(node)[0], site.source.span(node.value)[0], "")]
+        yield site.without("return")
 
 
 def _miscalculated(site: Site) -> Iterator[Edits]:
@@ -165,7 +165,7 @@ def _inverted(site: Site) -> Iterator[Edits]:
     if isinstance(node, ast.Compare):
         yield from site.operators("==|!=|not in|in|is not|is", _INVERSE)
     elif isinstance(node.op, ast.Not):
-        yield [(site.source.span(node)[0], site.source.span(node.operand)[0], "")]
+        yield site.without("not")
 
 
 def _wrong_connective(site: Site) -> Iterator[Edits]:

@@ -146,7 +146,8 @@ class PairSource:
     columns: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        next(self._pairs(), None)  # what is missing shall be known at once
+        if self.path != BUILTIN:
+            next(self._pairs(), None)  # what is missing shall be known at once
 
     @property
     def name(self) -> str:

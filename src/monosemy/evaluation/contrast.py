@@ -147,13 +147,15 @@ def _scaled(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(x) >= x.shape[1]:
         return x, np.diag(scale)
     squares, left = np.linalg.eigh(x @ x.T)
-    kept = squares > 1e-10 * squares[-1]
+    kept = squares > 1e-10 * max(squares[-1], 1e-30)
     values, left = np.sqrt(squares[kept]), left[:, kept]
     return left * values, scale[:, None] * (x.T @ left / values)
 
 
 def _logistic(d: np.ndarray, there: np.ndarray) -> Float[np.ndarray, "tasks k"]:
     """Return weights of logistic regressions that are the same for both orders of a pair."""
+    if not d.shape[1]:  # nothing differs in any pair
+        return np.zeros((len(there), 0))
     x = torch.from_numpy(np.concatenate([d, -d])).double().expand(len(there), -1, -1)
     y = torch.arange(2 * len(d)).expand(len(there), -1) < len(d)
     weight = torch.from_numpy(np.concatenate([there, there], 1)).double()
@@ -214,17 +216,20 @@ def _figures(
     before, after = scores[2 * rows], scores[2 * rows + 1]
     found = {
         ACCURACY: _share((w * wins(d[rows])).sum(1), w.sum(1)),
-        ALONE: _auroc(before, after, w, w),
+        ALONE: _auroc(before, after, w, w, 1 - np.eye(len(rows))),
     }
     if len(controls):
-        found[AGAINST] = _auroc(d[rows], d[controls], w, weights[:, controls])
+        every = np.ones((len(rows), len(controls)))
+        found[AGAINST] = _auroc(d[rows], d[controls], w, weights[:, controls], every)
     return found
 
 
-def _auroc(high: np.ndarray, low: np.ndarray, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+def _auroc(
+    high: np.ndarray, low: np.ndarray, w: np.ndarray, v: np.ndarray, compared: np.ndarray
+) -> np.ndarray:
     """Return how often one number is above another, ties half, for each draw of both."""
-    above = wins(high[:, None] - low)
-    return _share(((w @ above) * v).sum(1), w.sum(1) * v.sum(1))
+    above = wins(high[:, None] - low) * compared
+    return _share(((w @ above) * v).sum(1), ((w @ compared) * v).sum(1))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -262,7 +267,7 @@ def _verdict(found: Contrast, classes: Sequence[str], each: Mapping[str, Any], j
     return (
         f"On {len(rows)} held-out pairs: {judged}. A single feature tells "
         f"{len(told_apart)} of {len(best)} classes above chance, {len(beyond)} of them by more "
-        f"than which tokens there are. {sum(found.found.values()):,} of {found.tests:,} tests find "
+        f"than which tokens there are. {found.discoveries:,} of {found.tests:,} tests find "
         f"a difference (q {Q}); with signs at random {found.by_chance:.0f} would."
     )
 
@@ -282,6 +287,7 @@ def _context(found: Contrast, classes: Sequence[str]) -> dict[str, Any]:
         "dropped": dict(pairs.dropped),
         "differ": found.found,
         "tests": found.tests,
+        "discoveries": found.discoveries,
         "by_chance": found.by_chance,
         "q": Q,
     }

@@ -145,9 +145,11 @@ class Contrast:
     found: dict[str, int]
     """Features that differ, by class."""
     tests: int
+    discoveries: int
+    """Tests whose q is at most 0.05."""
     by_chance: float
-    """Discoveries, mean over random flips of the signs of groups' pairs; q says how many of those
-    found may be false, this how many there are where nothing differs."""
+    """Such tests when the texts of pairs are swapped at random, group by group: how many there are
+    where nothing differs."""
 
 
 def prepare_pairs(
@@ -264,6 +266,7 @@ def contrast_features(
         {label: replace(f, exemplar=contexts[f]) for label, f in best.items()},
         differ,
         sum(len(values) for values in p),
+        sum(int((values <= Q).sum()) for values in q),
         by_chance,
     )
 

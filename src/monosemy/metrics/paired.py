@@ -160,7 +160,7 @@ def wins(d: np.ndarray) -> np.ndarray:
 
 
 def steadiest(d: Float[np.ndarray, "pairs features"]) -> int:
-    """Return the feature whose differences are most often of one sign; of equals the largest |d_z|."""
+    """Return the feature most often of one sign; of equals, that of the largest |d_z|."""
     return int(np.lexsort((-np.abs(cohen_dz(d)), -np.abs(wins(d).mean(0) - 0.5)))[0])
 
 
@@ -170,13 +170,13 @@ def halves(
     """Return which pairs fall in the first of two halves that share no group.
 
     The largest group comes first, and each goes where it makes the halves more alike in how many
-    pairs of each kind they have.
+    pairs of each kind they have, or else in how many they have in all.
     """
     counts = np.zeros((int(groups.max()) + 1, int(kinds.max()) + 1))
     np.add.at(counts, (groups, kinds), 1)
     first = np.zeros(len(counts), dtype=bool)
     ahead = np.zeros(counts.shape[1])
     for group in np.argsort(-counts.sum(1), kind="stable"):
-        first[group] = ahead @ counts[group] <= 0
+        first[group] = (ahead @ counts[group] or ahead.sum()) <= 0
         ahead += counts[group] if first[group] else -counts[group]
     return first[groups]
