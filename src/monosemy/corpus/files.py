@@ -130,12 +130,14 @@ class FileSource:
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the numbers (lines of JSON lines) and the rows of a table, with all their columns.
 
+    A `.json` file is read as JSON lines, which many data sets call so.
+
     Raises:
         UserError: it is no table, cannot be read, or a line is no JSON object.
     """
     try:
         match file.suffix.lower():
-            case ".jsonl":
+            case ".jsonl" | ".json":
                 yield from _read_jsonl(file)
             case ".csv":
                 yield from _read_csv(file)

@@ -42,7 +42,9 @@ def feature_table(views: Sequence[FeatureView]) -> Table:
             Text(sparkline(view.histogram[1], 10), "#c07a2c"),
             Text("  ".join(token for token, _ in peak_tokens(view, 2))),
             _cut(Text("  ".join(visible(token) for token, _ in view.promoted[:3]), "dim")),
-            _line(view.exemplars[0], view.max) if view.exemplars else Text("never fires", "dim"),
+            context_line(view.exemplars[0], view.max)
+            if view.exemplars
+            else Text("never fires", "dim"),
         )
     return table
 
@@ -181,7 +183,7 @@ def _context(exemplar: Exemplar, maximum: float) -> Text:
     return text
 
 
-def _line(exemplar: Exemplar, maximum: float, before: int = 24) -> Text:
+def context_line(exemplar: Exemplar, maximum: float, before: int = 24) -> Text:
     """The context on one line, from a little before the peak, so that the peak is in sight."""
     pairs = one_line(exemplar)
     text = "".join(token for token, _ in pairs[: exemplar.peak])[-before:].lstrip(" ↵")
