@@ -1,6 +1,13 @@
 """What a feature means: where it fires, how strongly, and what it writes."""
 
 from monosemy.interpret.choose import choose_features
+from monosemy.interpret.concepts import (
+    NO_CONCEPT,
+    ConceptTable,
+    PlaceLabels,
+    label_places,
+    score_features,
+)
 from monosemy.interpret.features import Features, collect_features
 from monosemy.interpret.firings import Firings, TokenRows, collect_firings
 from monosemy.interpret.graph import Graph, Matcher, Pattern
@@ -10,6 +17,8 @@ from monosemy.interpret.text import TextTable
 from monosemy.interpret.view import Exemplar, FeatureView
 
 __all__ = [
+    "NO_CONCEPT",
+    "ConceptTable",
     "Exemplar",
     "FeatureView",
     "Features",
@@ -17,6 +26,7 @@ __all__ = [
     "Graph",
     "Matcher",
     "Pattern",
+    "PlaceLabels",
     "TextTable",
     "TokenRows",
     "activate_in",
@@ -24,5 +34,7 @@ __all__ = [
     "collect_features",
     "collect_firings",
     "explain_features",
+    "label_places",
     "logit_lens",
+    "score_features",
 ]
