@@ -127,7 +127,7 @@ class ConceptTable:
     best: Int[np.ndarray, "concepts best"]
     """Features of the best F1 for each concept on the half to choose on, the best first."""
     q: Float[np.ndarray, "width concepts"]
-    """False discovery rate at which a pair still counts; NaN of those not in the above."""
+    """False discovery rate at which a pair still counts; NaN of those that were not tested."""
 
     @property
     def matches(self) -> Bool[np.ndarray, "width concepts"]:
@@ -137,9 +137,7 @@ class ConceptTable:
     @property
     def parts(self) -> Bool[np.ndarray, "width concepts"]:
         """Which features fire where concepts are true and hardly elsewhere."""
-        reported = self.scores.reported
-        precise = (reported["precision"] >= PART_PRECISION) & (reported["lift"] >= PART_LIFT)
-        return (self.q <= MOST_FALSE) & precise
+        return (self.q <= MOST_FALSE) & _precise(self.scores.reported)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield what is known of each live feature, as JSON values.
@@ -214,24 +212,25 @@ class ConceptTable:
 def score_features(firings: Firings, labels: PlaceLabels) -> ConceptTable:
     """Find what each feature of a dictionary stands for, among concepts that are known.
 
-    Pairs of a feature and a concept that are found on one half are tested on the other, documents
-    as the unit (`documents_agree`), and corrected for the number of pairs tested (Benjamini and
-    Hochberg 1995).
+    Pairs of a feature and a concept that on one half go together well enough for a name are tested
+    on the other, documents as the unit (`documents_agree`), and corrected for the number of these
+    pairs (Benjamini and Hochberg 1995): what the first half rejected, the second is not asked.
     """
     half = labels.half
     scores = concept_scores(firings.offsets, firings.places, firings.values, labels.labels, half)
     f1 = np.nan_to_num(scores.chosen["f1"])
     nearest = f1.argmax(1)
-    part = (scores.chosen["precision"] >= PART_PRECISION) & (scores.chosen["lift"] >= PART_LIFT)
+    part = _precise(scores.chosen)
     whole = np.where(part.any(1), np.where(part, f1, -1).argmax(1), -1)
     best = np.argsort(-f1, axis=0, kind="stable")[:_BEST].T
     found = np.zeros(f1.shape, dtype=bool)
     found[np.arange(len(f1)), nearest] = True
     found[whole >= 0, whole[whole >= 0]] = True
     found[best, np.arange(len(best))[:, None]] = True
+    found &= (f1 >= MATCH_F1) | part
     q = np.full(f1.shape, np.nan)
     chances = _chances(firings, labels, half, scores.threshold, np.argwhere(found))
-    q[found] = false_discovery_control(chances)
+    q[found] = false_discovery_control(chances) if len(chances) else chances
     base_rate = labels.labels[:, half == REPORTED].mean(1)
     return ConceptTable(
         labels.names, scores, base_rate, firings.counts > 0, nearest, whole, best, q
@@ -261,6 +260,10 @@ def _chances(
         both = above[labels.labels[concept, above]]
         found.append(documents_agree(count(both), count(above), positives[concept], tokens))
     return np.array(found)
+
+
+def _precise(figures: dict[str, np.ndarray]) -> Bool[np.ndarray, "width concepts"]:
+    return (figures["precision"] >= PART_PRECISION) & (figures["lift"] >= PART_LIFT)
 
 
 def _share(true: Iterable[bool]) -> float:
