@@ -4,7 +4,7 @@ from monosemy.corpus.corpus import Corpus, Part, open_corpus
 from monosemy.corpus.document import HELD_OUT_SHARE, Document
 from monosemy.corpus.facts import Fact, Question, read_facts, read_questions
 from monosemy.corpus.labelled import LabelledCorpus, open_labels
-from monosemy.corpus.labels import label_tokens
+from monosemy.corpus.labels import Spans, label_document, label_tokens
 from monosemy.corpus.pairs import Pair, read_pairs
 from monosemy.corpus.place import Place
 from monosemy.corpus.policy import TokenPolicy
@@ -24,9 +24,11 @@ __all__ = [
     "Place",
     "Question",
     "ShardSource",
+    "Spans",
     "TokenBatch",
     "TokenPolicy",
     "TokenStream",
+    "label_document",
     "label_tokens",
     "open_corpus",
     "open_labels",

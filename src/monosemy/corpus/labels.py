@@ -52,13 +52,36 @@ def label_tokens(
     labels = np.zeros((len(names), *origin.shape), dtype=bool)
     known = np.zeros(origin.shape, dtype=bool)
     for number, document in enumerate(batch.documents):
-        marked = _marked(document, spans, tuple(names))
-        if marked is not None:
-            mine = origin == number
+        mine = origin == number
+        found = label_document(document, start[mine], end[mine], spans, names)
+        if found is not None:
             known |= mine
-            labels[:, mine] = marked.of_tokens(start[mine], end[mine])
+            labels[:, mine] = found
     device = batch.tokens.device
     return torch.from_numpy(labels).to(device), torch.from_numpy(known).to(device)
+
+
+def label_document(
+    document: Document,
+    start: Int[np.ndarray, " tokens"],
+    end: Int[np.ndarray, " tokens"],
+    spans: Callable[[Document], Spans | None],
+    names: Sequence[str],
+) -> Bool[np.ndarray, "names tokens"] | None:
+    """Say which labels hold at tokens of one document; None where its `spans` are None.
+
+    Args:
+        document: the text.
+        start: first character of each token.
+        end: the character after its last.
+        spans: as for `label_tokens`.
+        names: likewise.
+
+    Raises:
+        UserError: a stretch lies outside its document's text.
+    """
+    marked = _marked(document, spans, tuple(names))
+    return None if marked is None else marked.of_tokens(start, end)
 
 
 @dataclass(frozen=True, slots=True)

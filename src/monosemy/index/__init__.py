@@ -2,13 +2,14 @@
 
 from monosemy.index.build import TOKENS, build_index, join_index, look
 from monosemy.index.index import Coactivation, Index, Match
-from monosemy.index.names import Name, add_name, merge_names, read_names
+from monosemy.index.names import NO_CONCEPT, Name, add_name, merge_names, read_names
 from monosemy.index.prompt import PromptFeature, PromptFeatures
 from monosemy.index.search import Found
 from monosemy.index.text import TokenTable
 from monosemy.index.view import Exemplar, FeatureView
 
 __all__ = [
+    "NO_CONCEPT",
     "TOKENS",
     "Coactivation",
     "Exemplar",

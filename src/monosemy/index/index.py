@@ -18,7 +18,7 @@ from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.index.examples import BINS, DRAWN, GROUPS, MISSES, QUANTILES, RANDOM, TOP
 from monosemy.index.join import KIND
-from monosemy.index.names import read_lines, read_names, write_lines
+from monosemy.index.names import NO_CONCEPT, read_lines, read_names, write_lines
 from monosemy.index.part import ENTRIES, EXAMPLES
 from monosemy.index.prompt import PromptFeatures, fire_on
 from monosemy.index.search import Found, SearchText
@@ -483,9 +483,9 @@ class Index:
         names: dict[int, list[str]] = {}
         for feature, given in read_names(self.folder).items():
             names[feature] = [name.name for name in given]
-        for table, column in (("explanations", "explanation"), ("concepts", "name")):
+        for table, column in (("explanations", "explanation"), ("concepts", "label")):
             for feature, row in self.table(table).items():
-                if row.get(column):
+                if row.get(column, NO_CONCEPT) not in (NO_CONCEPT, "", None):
                     names.setdefault(feature, []).append(str(row[column]))
         return names
 

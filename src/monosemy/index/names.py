@@ -13,6 +13,8 @@ from monosemy.artefact import disk_error, write_text
 from monosemy.errors import UserError
 
 HUMAN = "human.jsonl"
+NO_CONCEPT = "no known concept"
+"""The label of a feature that stands for none of the concepts tried."""
 LONGEST = 500
 """Characters in a name."""
 

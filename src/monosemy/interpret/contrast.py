@@ -18,6 +18,7 @@ from monosemy.coders import Dictionary
 from monosemy.corpus import Pair
 from monosemy.corpus.pairs import CONTROL
 from monosemy.errors import UserError
+from monosemy.index import Exemplar
 from monosemy.interpret.pooled import (
     POOLINGS,
     REGIONS,
@@ -27,7 +28,6 @@ from monosemy.interpret.pooled import (
     cut_pairs,
     pool_pairs,
 )
-from monosemy.interpret.view import Exemplar
 from monosemy.lm import LM
 from monosemy.metrics import bootstrap_weights, interval
 from monosemy.metrics.paired import (
