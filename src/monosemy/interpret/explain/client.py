@@ -169,6 +169,7 @@ class Client:
             timeout=self.timeout,
             max_retries=0,
         )
+        _ = self._api.chat.completions  # imported now, not in the first request's time
         self._slots, self._changed = asyncio.Semaphore(self.concurrency), asyncio.Condition()
         self._held.clear()
         self._replies.open()
