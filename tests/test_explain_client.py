@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import planted
 import pytest
 from mock_llm import Messages, MockLLM, perfect, tokens_of
+from tiny_models import tiny_llama, tiny_tokenizer
 
 from monosemy.errors import UserError
 from monosemy.interpret.explain import Client, Explanation, Prices, Reply, ask_explanations
@@ -385,6 +387,38 @@ def test_what_was_kept_before_an_error_stays() -> None:
         with pytest.raises(UserError, match="answers nothing any more"):
             ask_explanations(client, range(40), cutter.cut, scorers=[], keep=keep)
     assert len(kept) == 20 and all(e.text for e in kept)
+
+
+def test_another_implementation_of_the_protocol(tmp_path: Path) -> None:
+    """`transformers serve`, with a model that knows nothing: it answers, and nothing is made up."""
+    tiny_llama().save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tmp_path)]
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while server.poll() is None and not is_open(port):
+            time.sleep(0.1)
+        client = Client(f"http://127.0.0.1:{port}/v1", str(tmp_path), max_tokens=8)
+        (one,) = ask_explanations(client, [0], planted.cutter(explain=6, test=6).cut)
+    finally:
+        server.kill()
+        server.wait()
+    assert "no explanation" in one.failed
+    assert client.usage.requests == 2 and client.usage.prompt_tokens > 500
+    assert 0 < client.usage.completion_tokens <= 16 and not client.usage.estimated
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def rows(found: list[Explanation]) -> list[str]:
