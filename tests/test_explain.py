@@ -40,6 +40,7 @@ from monosemy.interpret.explain.prompts import (
     read_decisions,
     read_explanation,
     read_strengths,
+    simulating,
     with_strengths,
 )
 from monosemy.metrics import interval
@@ -210,6 +211,16 @@ def test_text_without_tags_is_shown_as_it_is(tokens: list[str]) -> None:
     assert marked(tokens, {}) == "".join(tokens)
     every = marked(tokens, dict.fromkeys(range(len(tokens)), ""))
     assert MARK.sub(r"\2", every) == "".join(tokens)
+
+
+def test_text_that_is_no_text_can_be_sent() -> None:
+    """A lone surrogate cannot be written as UTF-8."""
+    tokens = [" a\ud800", " b"]
+    for shown in (
+        marked(tokens, {0: ""}),
+        simulating("x\udfff", tokens, [1, 0]).messages[1]["content"],
+    ):
+        shown.encode()
 
 
 def test_strengths_go_to_ten_at_the_largest_activation_anywhere() -> None:

@@ -138,10 +138,27 @@ def test_options_a_model_does_not_take_are_left_out() -> None:
         assert "max_tokens" not in body and "temperature" not in body
 
 
+def test_options_are_left_out_of_requests_under_way_too() -> None:
+    with MockLLM(echo, faults=["400 param max_tokens"] * 4, pause=0.1).serve() as server:
+        client = Client(server.url, "scripted", concurrency=4)
+        assert all(isinstance(r, Reply) for r in ask(client, "a", "b", "c", "d"))
+
+
 def test_a_reply_that_was_cut_says_so() -> None:
     with MockLLM(echo, faults=["length"]).serve() as server:
-        (reply,) = ask(Client(server.url, "scripted"), "a")
+        client = Client(server.url, "scripted")
+        (reply,) = ask(client, "a")
     assert reply == Reply("you said a", whole=False)
+    assert client.usage.cut == 1
+
+
+@pytest.mark.parametrize("usage", ["7", "[]", '"much"', '{"prompt_tokens": "many"}'])
+def test_a_count_that_is_none_is_estimated(usage: str) -> None:
+    body = f'body {{"choices": [{{"message": {{"content": "ok"}}}}], "usage": {usage}}}'
+    with MockLLM(echo, faults=[body]).serve() as server:
+        client = Client(server.url, "scripted")
+        assert ask(client, "a" * 35) == [Reply("ok", whole=True)]
+    assert client.usage.estimated and client.usage.prompt_tokens == 10
 
 
 def test_as_many_at_once_as_asked_for() -> None:

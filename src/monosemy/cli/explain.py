@@ -268,6 +268,11 @@ def _print_found(
         f"{about}{used.prompt_tokens:,} tokens in, {used.completion_tokens:,} out{cost}",
         style="dim",
     )
+    if used.cut:
+        console.print(
+            f"{used.cut:,} answers were cut at {client.max_tokens:,} tokens and could not be used: "
+            "give more with --max-tokens"
+        )
     if client.spent:
         console.print(
             "the budget ended it; give the same command with a larger one: nothing is asked twice"

@@ -200,8 +200,8 @@ class _Run:
             return Explanation(contexts.feature, failed=str(error))
         finally:
             self._advance()
-        failed = "" if text else "the model gave no explanation in the form asked for"
-        return Explanation(contexts.feature, text, failed)
+        failed = "the model gave no explanation in the form asked for"
+        return Explanation(contexts.feature, text, "" if text else failed)
 
     async def _score(self, contexts: Contexts, own: Explanation, another: str) -> None:
         """Add scores to an explanation; those the budget does not suffice for are left out."""

@@ -13,7 +13,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +68,8 @@ class Usage:
     cached: int = 0
     """Answered from disk, for nothing."""
     retries: int = 0
+    cut: int = 0
+    """Replies that ended at the largest number of tokens, in the middle of something."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     estimated: bool = False
@@ -193,18 +195,23 @@ class Client:
             UserError: no request can be answered, or the disk is full.
         """
         key = self._hash(messages)
-        if (kept := self._replies.get(key)) is not None:
+        reply = self._replies.get(key)
+        if reply is None:
+            reply = await self._asked(messages)
+            self._replies.add(key, reply)
+        else:
             self.usage.cached += 1
-            return kept
+        self.usage.cut += not reply.whole
+        return reply
+
+    async def _asked(self, messages: Sequence[Message]) -> Reply:
         size = (sum(len(m["content"].encode()) for m in messages) / _BYTES_A_TOKEN, self.max_tokens)
         async with self._slots:
             await self._hold(size)
             try:
-                reply = await self._answered(messages)
+                return await self._answered(messages)
             finally:
                 await self._release(size)
-        self._replies.add(key, reply)
-        return reply
 
     def _hash(self, messages: Sequence[Message]) -> str:
         """Return the hash of everything that decides about a reply."""
@@ -271,18 +278,19 @@ class Client:
         from openai import APIConnectionError, APIError, APIStatusError
 
         while True:
+            options = self._options()
             try:
                 async with asyncio.timeout(self.timeout):
                     found = await self._api.chat.completions.with_raw_response.create(
                         model=self.model,
                         messages=list(messages),  # type: ignore[arg-type]
-                        **self._options(),
+                        **options,
                     )
                 return self._read(messages, found.http_response.text)
             except TimeoutError as error:
                 raise _Failure(f"no answer within {self.timeout:g} s", passing=True) from error
             except APIStatusError as error:
-                if self._adapt(error):
+                if self._adapt(error, options):
                     continue
                 raise self._refusal(error) from error
             except APIConnectionError as error:
@@ -301,13 +309,13 @@ class Client:
                 options[instead] = value
         return options
 
-    def _adapt(self, error: APIError) -> bool:
+    def _adapt(self, error: APIError, sent: dict[str, Any]) -> bool:
         """Leave out an option that the model does not take; say whether that was the trouble.
 
         Models that think take neither temperatures nor, by its old name, a limit.
         """
         instead = {"max_tokens": "max_completion_tokens", "temperature": None}
-        if error.param not in instead or error.param in self._refused:
+        if error.param not in instead or error.param not in sent:
             return False
         self._refused[error.param] = instead[error.param]
         return True
@@ -318,19 +326,20 @@ class Client:
             found = json.loads(body)
             choice = found["choices"][0]
             text = choice["message"]["content"] or ""
-            counted = found.get("usage") or {}
-            reply = Reply(text + "", choice.get("finish_reason") != "length")
+            if not isinstance(text, str):
+                raise TypeError
+            reply = Reply(text, choice.get("finish_reason") != "length")
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             shown = " ".join(body[:80].split()) or "nothing"
             raise _Failure(
                 f"the server's answer is no completion: {shown}", passing=True
             ) from error
-        self._count(counted, messages, reply)
+        self._count(found.get("usage"), messages, reply)
         return reply
 
-    def _count(self, counted: Mapping[str, Any], messages: Sequence[Message], reply: Reply) -> None:
+    def _count(self, counted: Any, messages: Sequence[Message], reply: Reply) -> None:
         """Count what a reply took, by what the server says, or else about."""
-        used = self.usage
+        used, counted = self.usage, counted if isinstance(counted, dict) else {}
         prompt, completion = counted.get("prompt_tokens"), counted.get("completion_tokens")
         if not isinstance(prompt, int) or not isinstance(completion, int):
             used.estimated = True

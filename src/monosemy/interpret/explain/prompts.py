@@ -45,8 +45,8 @@ class Question:
 
 
 def plain(text: str) -> str:
-    """Return text with whatever looks like one of our own tags made harmless."""
-    return _FORGED.sub("&lt;", text)
+    """Return text that can be sent, whatever looks like one of our own tags made harmless."""
+    return _FORGED.sub("&lt;", text.encode("utf-8", "replace").decode())
 
 
 def marked(tokens: Sequence[str], marks: dict[int, str]) -> str:
@@ -153,7 +153,9 @@ def simulating(explanation: str, tokens: Sequence[str], truth: Sequence[float]) 
         "End with one line for every token on which it fires, its number and strength, such as "
         "`3: 7`; or with `none` if it fires on none."
     )
-    lines = [f"{n} {json.dumps(token, ensure_ascii=False)}" for n, token in enumerate(tokens, 1)]
+    lines = [
+        f"{n} {json.dumps(plain(token), ensure_ascii=False)}" for n, token in enumerate(tokens, 1)
+    ]
     count = len(tokens)
     return Question(
         _messages(system, f"Explanation: {plain(explanation)}\n\n" + "\n".join(lines)),
