@@ -176,7 +176,7 @@ def test_no_number_where_it_would_mean_nothing(
 def test_each_feature_has_an_untrained_one_of_like_density() -> None:
     counts = np.array([100, 20, 400, 21, 18, 1000, 5])
     alive = np.flatnonzero(counts >= 16)
-    found = explanations._of_nearest_density(counts, alive, np.array([19, 19, 380, 2000, 21]))
+    found = explanations.of_nearest_density(counts, alive, np.array([19, 19, 380, 2000, 21]))
     assert counts[found].tolist() == [20, 18, 400, 1000, 21]
     assert len(set(found.tolist())) == len(found)
 

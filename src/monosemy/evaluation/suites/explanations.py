@@ -119,11 +119,11 @@ def _draw(firings: list[Firings], count: int, seed: int) -> dict[str, np.ndarray
     wanted = firings[0].counts[drawn[: len(other)]]
     return {
         DICTIONARY: drawn,
-        UNTRAINED: _of_nearest_density(firings[1].counts, other, wanted),
+        UNTRAINED: of_nearest_density(firings[1].counts, other, wanted),
     }
 
 
-def _of_nearest_density(counts: np.ndarray, features: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def of_nearest_density(counts: np.ndarray, features: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return for each count, in turn, the feature left over that fires nearest as often."""
     left = sorted((float(np.log(counts[f])), int(f)) for f in features)
     found = []
