@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from monosemy.interpret.explain import Cutter, FlatText
+from monosemy.index import TokenTable
+from monosemy.interpret.explain import Cutter
 
 CONTEXT, ROWS_A_DOCUMENT, DOCUMENTS, WORDS = 64, 4, 80, 200
 
 
-def text() -> tuple[FlatText, np.ndarray]:
+def text() -> tuple[TokenTable, np.ndarray]:
     """Text, and [places] the number of the word at each."""
     rng = np.random.default_rng(0)
     size = CONTEXT * ROWS_A_DOCUMENT
@@ -21,14 +22,16 @@ def text() -> tuple[FlatText, np.ndarray]:
         texts.append("".join(pieces))
         starts.append(edges[:-1])
         ends.append(edges[1:])
-    flat = FlatText(
+    flat = TokenTable(
+        context=CONTEXT,
+        ids=words.reshape(-1),
+        vocabulary=[f" {name(word)}" for word in range(WORDS)],
         document=np.repeat(np.arange(DOCUMENTS), size),
         start=np.concatenate(starts),
         end=np.concatenate(ends),
         counted=np.arange(DOCUMENTS * size) % CONTEXT > 0,
         names=[f"document-{n}" for n in range(DOCUMENTS)],
         texts=texts,
-        context=CONTEXT,
     )
     return flat, words.reshape(-1)
 

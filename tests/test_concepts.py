@@ -16,6 +16,8 @@ from monosemy.interpret import (
     ConceptTable,
     Firings,
     PlaceLabels,
+    build_features,
+    label_index,
     label_places,
     score_features,
 )

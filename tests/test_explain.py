@@ -17,6 +17,7 @@ from mock_llm import MockLLM, Model, careless, perfect
 from scipy.stats import ks_2samp
 
 from monosemy.errors import UserError
+from monosemy.index import TokenTable
 from monosemy.interpret import Exemplar
 from monosemy.interpret.explain import (
     SCORERS,
@@ -25,7 +26,6 @@ from monosemy.interpret.explain import (
     Cutter,
     Estimate,
     Explanation,
-    FlatText,
     ask_explanations,
     compare,
     estimate,
@@ -135,7 +135,9 @@ def test_near_duplicates_are_left_out() -> None:
         for n in range(60)
     ]
     edges = [np.cumsum([0, *map(len, row)]) for row in pieces]
-    flat = FlatText(
+    flat = TokenTable(
+        ids=np.zeros(60 * 32, int),
+        vocabulary=[],
         document=np.repeat(np.arange(60), 32),
         start=np.concatenate([e[:-1] for e in edges]),
         end=np.concatenate([e[1:] for e in edges]),

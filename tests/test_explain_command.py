@@ -13,7 +13,7 @@ from monosemy.cli.explain import Command
 from monosemy.cli.explain import explain as explain_run
 from monosemy.corpus import open_corpus
 from monosemy.errors import UserError
-from monosemy.interpret import Features
+from monosemy.index import Index
 from monosemy.interpret.explain import Cutter
 from monosemy.lm import LM
 from monosemy.training import train
@@ -39,7 +39,7 @@ def command(folder: Path, server: MockLLM | None = None, **options: object) -> C
 
 
 def table(folder: Path) -> dict[int, dict]:
-    lines = (folder / "explanations.jsonl").read_text().splitlines()
+    lines = (folder / "index" / "explanations.jsonl").read_text().splitlines()
     return {row["feature"]: row for row in map(json.loads, lines)}
 
 
@@ -64,14 +64,14 @@ def test_from_a_run_to_a_verdict(folder: Path, capsys: pytest.CaptureFixture[str
 def test_rows_of_other_features_stay(folder: Path) -> None:
     with MockLLM(careless).serve() as server:
         before = table(folder)
-        other = next(f for f in Features.load(folder / "features").live if f not in before)
+        other = next(f for f in Index.open(folder).live if f not in before)
         command(folder, server, features=(other,), untrained=False).run()
     assert {k: v for k, v in table(folder).items() if k != other} == before
     assert other in table(folder)
 
 
 def test_an_unfinished_row_replaces_nothing(folder: Path) -> None:
-    features, known = Features.load(folder / "features"), table(folder)
+    index, known = Index.open(folder), table(folder)
     before, written = dict(known), []
     with MockLLM(careless).serve() as server:
         few = command(
@@ -82,7 +82,7 @@ def test_an_unfinished_row_replaces_nothing(folder: Path) -> None:
             max_tokens=100,
             untrained=False,
         )
-        explain_run(few, features, known, lambda rows: written.append(list(rows)))
+        explain_run(few, index, known, lambda rows: written.append(list(rows)))
     assert written and written[-1] == [before[f] for f in sorted(before)]
 
 
@@ -122,18 +122,18 @@ def test_mistakes(folder: Path, options: dict, message: str) -> None:
 
 
 def test_a_damaged_table_is_said_to_be(folder: Path) -> None:
-    path = folder / "explanations.jsonl"
+    path = folder / "index" / "explanations.jsonl"
     whole = path.read_text()
     path.write_text(whole[:-20])
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="is not as it was written"):
         command(folder).run()
     path.write_text(whole)
 
 
 def test_contexts_of_a_run_are_the_runs_text(folder: Path) -> None:
-    features = Features.load(folder / "features")
-    texts = dict(zip(features.text.ids, features.text.texts, strict=True))
-    cutter = Cutter.of_features(features, window=16)
+    features = Index.open(folder)
+    texts = dict(zip(features.text.names, features.text.texts, strict=True))
+    cutter = Cutter(features.text, features.entries, window=16)
     feature = features.live[0]
     contexts = cutter.cut(feature)
     assert contexts.explain and contexts.test

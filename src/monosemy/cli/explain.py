@@ -5,7 +5,6 @@ Any server that speaks OpenAI's protocol will do; a key is read from OPENAI_API_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,16 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from monosemy.artefact import write_text
-from monosemy.cli.console import console, open_dictionary, open_text
+from monosemy.cli.console import console, open_dictionary
 from monosemy.cli.features import Command as Look
+from monosemy.corpus import open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import Subject
 from monosemy.evaluation import Table as Figures
 from monosemy.evaluation.result import judge, told
 from monosemy.evaluation.suites.explanations import of_nearest_density
-from monosemy.interpret import Features, Firings, collect_firings
+from monosemy.index import Index
+from monosemy.interpret import Firings, collect_firings
 from monosemy.interpret.explain import (
     Client,
     Comparison,
@@ -47,6 +47,7 @@ from monosemy.report.terminal import figures_table
 Rows = dict[int, dict[str, Any]]
 """What is known of explained features, by their number."""
 
+TABLE = "explanations"
 _SAMPLED = 20
 """Features whose contexts are cut to estimate what all will take."""
 
@@ -93,10 +94,10 @@ class Command:
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
     def run(self) -> None:
-        """Explain, score, and print a table; rows go to `explanations.jsonl` in the run."""
-        path = self.run_folder / "explanations.jsonl"
-        features = Look(self.run_folder, tokens=self.tokens, device=self.device).look()
-        explain(self, features, _read(path), lambda rows: _write(path, rows))
+        """Explain, score, and print a table; rows go to `explanations.jsonl` in the index."""
+        index = Look(self.run_folder, tokens=self.tokens, device=self.device).look().index
+        known = index.table(TABLE)
+        explain(self, index, dict(known), lambda rows: index.write_table(TABLE, rows))
 
     def client(self) -> Client:
         """Return the model to ask.
@@ -126,7 +127,7 @@ class Command:
 
 def explain(
     asked: Command,
-    features: Features,
+    index: Index,
     known: Rows,
     write: Callable[[Iterable[dict[str, Any]]], None],
 ) -> None:
@@ -134,13 +135,13 @@ def explain(
 
     Args:
         asked: the options.
-        features: who fires where.
+        index: who fires where.
         known: rows of earlier runs; those of other features are kept.
         write: is given all rows, ordered by feature, after every part.
     """
     choose_scorers(asked.scorers)
-    chosen = _chosen(asked, features)
-    cutter = Cutter.of_features(features, seed=asked.seed)
+    chosen = _chosen(asked, index)
+    cutter = Cutter(index.text, index.entries, seed=asked.seed)
     sample = [cutter.cut(f) for f in chosen[:_SAMPLED]]
     if asked.dry_run:
         _print_prompts(asked, sample)
@@ -160,11 +161,11 @@ def explain(
     )
     untrained: list[Explanation] = []
     if asked.untrained and asked.scorers and not client.spent:
-        firings = _untrained(asked, features)
+        firings = _untrained(asked, index)
         others = Cutter(cutter.text, firings.of, seed=asked.seed)
         untrained = ask_explanations(
             client,
-            _alike(features, firings, chosen),
+            _alike(index, firings, chosen),
             others.cut,
             scorers=asked.scorers,
             control=False,
@@ -173,42 +174,51 @@ def explain(
     _print_found(asked, client, explained, compare(explained, untrained), len(chosen))
 
 
-def _chosen(asked: Command, features: Features) -> list[int]:
+def _chosen(asked: Command, index: Index) -> list[int]:
     """Return the features asked for, or some drawn from those that fire often enough."""
     for feature in asked.features:
-        features[feature]  # refuses one that is not there
+        index.check_feature(feature)
     if asked.features:
         return list(dict.fromkeys(asked.features))
     if asked.count < 1:
         raise UserError(f"--count is {asked.count}", "give 1 or more")
-    often = np.flatnonzero(features.counts >= 20)
+    often = np.flatnonzero(index.counts >= 20)
     if not len(often):
         raise UserError(
-            f"no feature fires on 20 or more of the {features.n_tokens:,} tokens looked at",
-            "look at more: --tokens",
+            f"no feature fires on 20 or more of the {index.n_tokens:,} tokens looked at",
+            "look at more: monosemy index RUN --tokens",
         )
     drawn = np.random.default_rng(asked.seed).permutation(often)[: asked.count]
     return [int(feature) for feature in drawn]
 
 
-def _untrained(asked: Command, features: Features) -> Firings:
+def _untrained(asked: Command, index: Index) -> Firings:
     """Return where features of an untrained dictionary fire in the same text."""
     dictionary, lm = open_dictionary(asked.run_folder, None, asked.device)
-    subject = Subject(dictionary, lm, open_text(dictionary, None, None), seed=asked.seed)
-    stream, point = subject.stream("held_out"), dictionary.hookpoint
-    rows, (firings,) = collect_firings(lm, stream, point, [subject.untrained], features.n_tokens)
-    if rows.tokens.shape != features.text.document.shape:
+    text = dict(index.manifest["text"])
+    part = text.pop("part")
+    if text["source"].startswith("python:"):
         raise UserError(
-            f"the features in `{asked.run_folder}` are not of its own held-out text",
+            f"the index in `{index.folder}` is of text held in memory, which is gone",
             "leave the untrained dictionary out: --no-untrained",
+        )
+    corpus = open_corpus(**text)
+    subject = Subject(dictionary, lm, corpus, seed=asked.seed)
+    stream = dictionary.provenance.stream(lm, corpus, part, shuffled_rows=False)
+    point, tokens = dictionary.hookpoint, index.n_tokens
+    rows, (firings,) = collect_firings(lm, stream, point, [subject.untrained], tokens)
+    if rows.tokens.size != len(index.text):
+        raise UserError(
+            f"the text of the index in `{index.folder}` has changed",
+            "make it again with `monosemy index`, or leave the untrained out: --no-untrained",
         )
     return firings
 
 
-def _alike(features: Features, firings: Firings, chosen: list[int]) -> list[int]:
+def _alike(index: Index, firings: Firings, chosen: list[int]) -> list[int]:
     """Return for each feature an untrained one that fires about as often."""
     often = np.flatnonzero(firings.counts >= 20)
-    wanted = features.counts[chosen[: len(often)]].clip(min=1)
+    wanted = index.counts[chosen[: len(often)]].clip(min=1)
     return of_nearest_density(firings.counts, often, wanted).tolist()
 
 
@@ -327,17 +337,3 @@ def _verdict(comparisons: list[Comparison]) -> str:
     alone = all(ANOTHER not in c.draws for c in comparisons if c.scorer != "intruder")
     few = "; one feature has no other's explanation to compare with" if alone else ""
     return f"Verdict: {told(judgements)}{missing}{few}."
-
-
-def _read(path: Path) -> Rows:
-    if not path.is_file():
-        return {}
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return {int(row["feature"]): row for row in rows}
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"`{path}` is damaged: {error}", "remove it and explain anew") from error
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -20,6 +20,8 @@ COMMANDS = {
     "index": "run text through a model once, so that every question about features is a look-up",
     "search": "find features by words, by tokens, or by a text on which they fire",
     "names": "give features names, merge and export them",
+    "explain": "have a language model say what features fire on, and test what it says",
+    "contrast": "find features that differ between paired texts, such as flaws and fixes",
     "app": "look at runs and their features in a browser",
     "features": "see what a dictionary's features fire on",
     "steer": "continue a prompt with a feature turned up or down",

@@ -75,7 +75,7 @@ def look(
     tokens: int = TOKENS,
     shard: tuple[int, int] = (1, 1),
 ) -> None:
-    """Do one shard's share of `build_index`: look at its documents, and leave parts for `join_index`.
+    """Do one shard's share of `build_index`: look at its documents, leave parts for `join_index`.
 
     Args:
         dictionary: what to look at.

@@ -11,7 +11,7 @@ from monosemy.interpret.explain.ask import (
     questions_of,
 )
 from monosemy.interpret.explain.client import Client, Prices, Reply, Usage
-from monosemy.interpret.explain.contexts import Contexts, Cutter, FlatText
+from monosemy.interpret.explain.contexts import Contexts, Cutter
 from monosemy.interpret.explain.prompts import explaining
 from monosemy.interpret.explain.scorers import SCORERS, Score, Scorer
 
@@ -23,7 +23,6 @@ __all__ = [
     "Cutter",
     "Estimate",
     "Explanation",
-    "FlatText",
     "Prices",
     "Reply",
     "Score",

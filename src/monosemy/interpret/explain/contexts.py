@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monosemy.interpret.features import Features
-from monosemy.interpret.view import Exemplar
+from monosemy.index import Exemplar, TokenTable
 
 FEWEST = 5
 """Contexts that a feature needs on either side."""
@@ -27,24 +26,6 @@ _TRIES = 8
 
 Entries = Callable[[int], tuple[np.ndarray, np.ndarray]]
 """A feature to the places where it fires, ascending, and its activations there."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlatText:
-    """The text that was looked at, as arrays over places; rows of one length follow each other."""
-
-    document: np.ndarray
-    """[places] index into `names` and `texts`; -1 for tokens from no document."""
-    start: np.ndarray
-    """[places] first character of each token."""
-    end: np.ndarray
-    """[places] character after its last."""
-    counted: np.ndarray
-    """[places] whether activations were taken there."""
-    names: Sequence[str]
-    texts: Sequence[str]
-    context: int
-    """Places in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +72,7 @@ class Cutter:
 
     def __init__(
         self,
-        text: FlatText,
+        text: TokenTable,
         entries: Entries,
         *,
         window: int = 32,
@@ -106,26 +87,6 @@ class Cutter:
         inside = text.counted & (text.document >= 0)
         self._windows = len(np.unique(np.flatnonzero(inside) // self.window))
         self._test_places = np.flatnonzero(inside & self._testing[text.document])
-
-    @classmethod
-    def of_features(cls, features: Features, **sizes: int) -> Cutter:
-        """Return what cuts contexts out of `Features`."""
-        table, places = features.text, features.text.places
-        text = FlatText(
-            document=table.document.reshape(-1),
-            start=table.start.reshape(-1),
-            end=table.end.reshape(-1),
-            counted=table.number.reshape(-1) >= 0,
-            names=table.ids,
-            texts=table.texts,
-            context=table.document.shape[1],
-        )
-
-        def entries(feature: int) -> tuple[np.ndarray, np.ndarray]:
-            tokens, values = features.entries(feature)
-            return places[tokens], values
-
-        return cls(text, entries, **sizes)
 
     def cut(self, feature: int) -> Contexts:
         """Return the contexts of a feature; fewer than asked for, even none, if it fires rarely."""
@@ -198,7 +159,7 @@ class _Draw:
         found = slice(*np.searchsorted(self._places, [begin, end]))
         if (found.start == found.stop) == fires:
             return None
-        tokens = self._tokens(begin, end)
+        tokens = self._text.words(np.arange(begin, end))
         runs = _runs(tokens)
         if any(len(runs & other) >= _ALIKE * len(runs | other) for other in self._runs):
             return None
@@ -222,13 +183,6 @@ class _Draw:
         before = int(self._rng.integers(self._window // 4, self._window))
         begin = max(min(place - before, int(same[-1]) + 1 - self._window), int(same[0]))
         return begin, min(begin + self._window, int(same[-1]) + 1)
-
-    def _tokens(self, begin: int, end: int) -> list[str]:
-        text = self._text.texts[self._text.document[begin]]
-        starts, ends = self._text.start[begin:end].copy(), self._text.end[begin:end]
-        # Tokens that are bytes of one character all span it; only the first shows it.
-        starts[1:] = np.maximum(starts[1:], ends[:-1])
-        return [text[a:b] for a, b in zip(starts, ends, strict=True)]
 
 
 def _peak_of_each_cell(places: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from monosemy.index import Exemplar
 from monosemy.interpret.explain.contexts import Contexts
-from monosemy.interpret.view import Exemplar
 
 Message = dict[str, str]
 """A `role` and its `content`."""

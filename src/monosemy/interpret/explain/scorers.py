@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from monosemy.index import Exemplar
 from monosemy.interpret.explain.contexts import QUANTILES, Contexts
 from monosemy.interpret.explain.prompts import (
     Question,
@@ -22,7 +23,6 @@ from monosemy.interpret.explain.prompts import (
     plain,
     simulating,
 )
-from monosemy.interpret.view import Exemplar
 from monosemy.metrics import bootstrap_weights, interval
 from monosemy.metrics.answers import accuracy, correlation, moments, precision_at, yes_no
 from monosemy.metrics.table import MetricValue
