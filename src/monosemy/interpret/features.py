@@ -19,7 +19,7 @@ from monosemy.artefact import load_manifest, load_tensors, save_artefact
 from monosemy.coders import Dictionary, attach
 from monosemy.corpus import TokenStream
 from monosemy.errors import UserError
-from monosemy.interpret.logit_lens import logit_lens
+from monosemy.interpret.logit_lens import in_stream, logit_lens
 from monosemy.interpret.text import TextRecorder, TextTable
 from monosemy.interpret.view import Exemplar, FeatureView
 from monosemy.lm import LM
@@ -241,7 +241,7 @@ def collect_features(
 def _lens(dictionary: Dictionary, lm: LM) -> tuple[np.ndarray, list[list[str]]]:
     """Read the directions that features write; where their width is not the unembedding's: none."""
     tokenizer = lm.tokenizer if lm.is_causal else None
-    if tokenizer is None or lm.unembedding().weight.shape[1] != dictionary.d_out:
+    if tokenizer is None or not lm.has_head or not in_stream(lm, dictionary.explains):
         return np.zeros((dictionary.width, 0), np.float32), [[] for _ in range(dictionary.width)]
     values, ids = logit_lens(lm, dictionary.coder.W_dec)
     names = {i: str(tokenizer.decode([i])) for i in ids.unique().tolist()}
