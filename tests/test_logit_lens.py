@@ -1,4 +1,4 @@
-"""What features are to the vocabulary: known shapes, true tokens only, nothing where it is wrong."""
+"""What features are to the vocabulary: known shapes, true tokens, nothing where it is wrong."""
 
 from __future__ import annotations
 
