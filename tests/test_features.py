@@ -156,10 +156,10 @@ def test_logit_lens_by_hand(lm: LM) -> None:
     """A direction that is a token's own unembedding row, gain undone, promotes that token most."""
     weight, gain, _, centres = lm.unembedding()
     assert not centres
-    rows = (weight - weight.mean(0))[[40, 77]]
-    direction = torch.nn.functional.normalize(rows / gain, dim=1)
+    weight = weight - weight[1 : len(lm.tokenizer)].mean(0)  # of the tokens of text
+    direction = torch.nn.functional.normalize(weight[[40, 77]] / gain, dim=1)
     values, ids = logit_lens(lm, direction, count=3)
-    by_hand = (direction * gain) @ (weight - weight.mean(0)).T
+    by_hand = (direction * gain) @ weight.T
     by_hand[:, 0] = -torch.inf  # the special token
     assert ids[:, 0].tolist() == by_hand.argmax(1).tolist()
     torch.testing.assert_close(values[:, 0], by_hand.max(1).values)

@@ -10,32 +10,62 @@ from monosemy.interpret.concepts import (
     label_places,
     score_features,
 )
+from monosemy.interpret.families import (
+    FiringParents,
+    Parents,
+    parents_by_activation,
+    parents_by_direction,
+)
 from monosemy.interpret.features import Features, build_features, join_features
 from monosemy.interpret.firings import Firings, TokenRows, collect_firings
 from monosemy.interpret.graph import Graph, Matcher, Pattern
-from monosemy.interpret.logit_lens import logit_lens
+from monosemy.interpret.inputs import InputCluster, cluster_inputs
+from monosemy.interpret.logit_lens import TokenWeights, logit_lens, vocabulary_lens
+from monosemy.interpret.map import cluster_features, map_features
 from monosemy.interpret.n2g import activate_in, explain_features
+from monosemy.interpret.similar import (
+    CoActivation,
+    Neighbours,
+    nearest_by_activation,
+    nearest_by_direction,
+    nearest_by_exemplars,
+)
 
 __all__ = [
     "NO_CONCEPT",
+    "CoActivation",
     "ConceptTable",
     "Exemplar",
     "FeatureView",
     "Features",
+    "FiringParents",
     "Firings",
     "Graph",
+    "InputCluster",
     "Matcher",
+    "Neighbours",
+    "Parents",
     "Pattern",
     "PlaceLabels",
     "TokenRows",
+    "TokenWeights",
     "activate_in",
     "build_features",
     "choose_features",
+    "cluster_features",
+    "cluster_inputs",
     "collect_firings",
     "explain_features",
     "join_features",
     "label_index",
     "label_places",
     "logit_lens",
+    "map_features",
+    "nearest_by_activation",
+    "nearest_by_direction",
+    "nearest_by_exemplars",
+    "parents_by_activation",
+    "parents_by_direction",
     "score_features",
+    "vocabulary_lens",
 ]

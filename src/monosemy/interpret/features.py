@@ -7,7 +7,6 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, Part
 from monosemy.index import FeatureView, Index, join_index, look
-from monosemy.interpret.logit_lens import logit_lens
+from monosemy.interpret.logit_lens import vocabulary_lens
 from monosemy.lm import LM
 
 LENS = "lens"
@@ -92,15 +91,12 @@ class Features:
 
     def lens(self, feature: int) -> list[tuple[str, float]]:
         """Return the tokens that a feature promotes most, then those it suppresses most."""
-        if not self._lens:
+        arrays = self.index.arrays(LENS)
+        if "logits.values" not in arrays:
             return []
         words = self.index.text.vocabulary
-        ids, values = (self._lens[name][feature].tolist() for name in ("ids", "values"))
+        ids, values = (arrays[f"logits.{name}"][feature].tolist() for name in ("tokens", "values"))
         return [(words[i], value) for i, value in zip(ids, values, strict=True)]
-
-    @cached_property
-    def _lens(self) -> dict[str, np.ndarray]:
-        return self.index.arrays(LENS)
 
 
 def build_features(
@@ -141,8 +137,6 @@ def join_features(dictionary: Dictionary, lm: LM, folder: str | Path) -> Feature
         UserError: as `join_index`.
     """
     index = join_index(lm, folder)
-    # Where the width of directions is not the unembedding's, there is nothing to read.
-    if lm.is_causal and lm.tokenizer and lm.unembedding().weight.shape[1] == dictionary.d_out:
-        values, ids = logit_lens(lm, dictionary.coder.W_dec)
-        index.write_arrays(LENS, {"values": values.numpy(), "ids": ids.numpy().astype(np.int32)})
+    if lm.tokenizer is not None:
+        index.write_arrays(LENS, vocabulary_lens(lm, dictionary))
     return Features(index)

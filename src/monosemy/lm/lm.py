@@ -501,7 +501,20 @@ class LM:
         tokenizer: Any = self.tokenizer
         return tokenizer.decode(ids, skip_special_tokens=True)
 
-    # --- the way out ------------------------------------------------------------------------
+    # --- the way in and out -----------------------------------------------------------------
+
+    @property
+    def has_head(self) -> bool:
+        """Whether `unembedding` has something to return."""
+        whole = self._last is None and self.is_causal
+        return whole and self._core.get_output_embeddings() is not None
+
+    def token_embedding(self) -> Float[Tensor, "vocab d"] | None:
+        """Return the vectors of all tokens as stored, in fp32; None where no tokens are read."""
+        embedding = self._layout.modules.get(self._layout.token_embedding)
+        if not isinstance(embedding, nn.Embedding):
+            return None
+        return embedding.weight.detach().float()
 
     def unembedding(self) -> Unembedding:
         """Return what the logit lens needs: the unembedding matrix and the final norm's gain.
