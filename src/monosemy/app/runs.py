@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from monosemy.artefact import MANIFEST
-from monosemy.coders import Dictionary
+from monosemy.coders import Dictionary, attach
 from monosemy.errors import UserError
 from monosemy.index import Index
 from monosemy.interpret import Features
@@ -37,10 +37,14 @@ class OpenRun:
 
     @cached_property
     def lm(self) -> LM:
-        """The model it belongs to; loading it takes a while."""
+        """The model it belongs to, checked to be the right one; loading it takes a while.
+
+        Raises:
+            UserError: it is not there, or the dictionary does not fit it.
+        """
         provenance = self.dictionary.provenance
         lm = LM(provenance.model, revision=provenance.revision)
-        self.dictionary.to(lm.device)
+        attach(self.dictionary.to(lm.device), lm)
         return lm
 
     @property

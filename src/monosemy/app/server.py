@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from monosemy.app import features, overview
+from monosemy.app import features, overview, prompt, steer
 from monosemy.app.pages import error_page, runs_page
 from monosemy.app.runs import OpenRun, open_runs
 from monosemy.errors import UserError
@@ -25,10 +25,11 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not `no-referrer`: forms would then be sent from the origin `null`, which is refused.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-PAGES = (overview.router, features.router)
+PAGES = (overview.router, features.router, prompt.router, steer.router)
 
 
 def make_app(folders: Sequence[Path]) -> FastAPI:
