@@ -18,7 +18,7 @@ from monosemy.report.tokens import SeenToken, seen_tokens
 
 router = APIRouter()
 
-OVERALL, EACH = 40, 5
+OVERALL, EACH = 30, 5
 """Features shown of the whole text, and of a token."""
 _ADDRESS = 4000
 """Characters of an address; longer texts stay in the form."""

@@ -204,10 +204,9 @@ def figures(original: Written, steered: Written) -> list[tuple[str, str, str]]:
         return figure(value).replace("-", "\N{MINUS SIGN}")
 
     distinct = [
-        row(f"different among runs of {n}" if n > 1 else "different tokens", values)
-        for n in (1, 2, 3)
+        row(f"distinct-{n}", [percent(one.distinct[n]) for one in both])
+        for n in original.distinct
         if not any(math.isnan(one.distinct[n]) for one in both)
-        and (values := [percent(one.distinct[n]) for one in both])
     ]
     return [
         row("log-probability, model as it is", [signed(one.by_original) for one in both]),

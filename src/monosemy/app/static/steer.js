@@ -106,7 +106,7 @@ function conclude({ said, figures }) {
   at("outcome").replaceChildren(
     make("p", { className: "verdict", textContent: said }),
     make("table", { className: "list" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)),
-    make("p", { className: "note", textContent: "Log-probabilities are means over the written tokens, in nats a token; runs of tokens are counted in the text itself. Both texts use the same seed." }),
+    make("p", { className: "note", textContent: "Log-probabilities are means over the written tokens, in nats a token. Distinct-n is the share of runs of n tokens that are different ones: repetition lowers it. Both texts have the same seed." }),
   );
 }
 
