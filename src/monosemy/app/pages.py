@@ -16,7 +16,7 @@ from monosemy.report.card import environment, writable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-SECTIONS = {"": "Overview", "features": "Features", "prompt": "Prompt", "map": "Map", "steer": "Steer"}
+SECTIONS = {"": "Overview", "features": "Features", "prompt": "Prompt", "map": "Map", "steer": "Steer", "compare": "Compare"}
 """Pages of a run, by their address below it."""
 
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from monosemy.app import feature_map, features, overview, prompt, steer
+from monosemy.app import compare, feature_map, features, overview, prompt, steer
 from monosemy.app.pages import error_page, runs_page
 from monosemy.app.runs import OpenRun, open_runs
 from monosemy.errors import UserError
@@ -29,7 +29,7 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-PAGES = (overview.router, features.router, prompt.router, feature_map.router, steer.router)
+PAGES = (overview.router, features.router, prompt.router, feature_map.router, steer.router, compare.router)
 
 
 def make_app(folders: Sequence[Path]) -> FastAPI:

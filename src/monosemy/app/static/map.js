@@ -87,11 +87,15 @@ const tone = (number) => `hsl(${HUES[number % HUES.length]} ${dark.matches ? "62
 const GREY = () => (dark.matches ? "#6b645b" : "#b3aca0");
 const STEPS = 8; // of the scale of densities
 const ramp = (step) => `color-mix(in oklch, ${dark.matches ? "#4a4f7a" : "#c9cbe8"}, ${dark.matches ? "#ffb765" : "#b03a00"} ${Math.round((100 * step) / (STEPS - 1))}%)`;
-const seen = [...density].filter((d) => d > 0).map(Math.log10);
-const least = seen.reduce((a, b) => Math.min(a, b), 0), most = seen.reduce((a, b) => Math.max(a, b), -9);
+// Its ends leave out the rarest and the most frequent of a hundred.
+const sorted = density.filter((d) => d > 0).sort().map(Math.log10);
+const least = sorted[Math.floor(0.01 * sorted.length)] ?? 0, most = sorted[Math.ceil(0.99 * sorted.length) - 1] ?? 0;
 const KINDS = {
   density: {
-    of: (i) => Math.round(((STEPS - 1) * (Math.log10(Math.max(density[i], 10 ** least)) - least)) / (most - least || 1)),
+    of: (i) => {
+      const share = (Math.log10(density[i]) - least) / (most - least || 1);
+      return Math.round((STEPS - 1) * Math.max(0, Math.min(1, share)));
+    },
     colours: () => Array.from({ length: STEPS }, (_, step) => ramp(step)),
     legend: () => Array.from({ length: STEPS }, (_, step) => [ramp(step), step === 0 ? percent(10 ** least) : step === STEPS - 1 ? `${percent(10 ** most)} of tokens` : ""]),
   },
