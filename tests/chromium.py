@@ -91,9 +91,7 @@ class Tab:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y)
             return
         for part in ("mousePressed", "mouseReleased"):
-            self.send(
-                "Input.dispatchMouseEvent", type=part, x=x, y=y, button="left", clickCount=1
-            )
+            self.send("Input.dispatchMouseEvent", type=part, x=x, y=y, button="left", clickCount=1)
 
     def key(self, name: str, code: int) -> None:
         for part in ("keyDown", "keyUp"):

@@ -90,8 +90,7 @@ def match_runs(a: OpenRun, b: OpenRun) -> Partners:
     """Match the live features of two runs one to one, so that the sum of cosines is largest."""
     live = [torch.nonzero(run.dictionary.strength > 0)[:, 0] for run in (a, b)]
     rows = [
-        run.dictionary.coder.W_dec.detach()[alive]
-        for run, alive in zip((a, b), live, strict=True)
+        run.dictionary.coder.W_dec.detach()[alive] for run, alive in zip((a, b), live, strict=True)
     ]
     of_a, of_b = np.full(a.dictionary.width, -1), np.full(b.dictionary.width, -1)
     cosines = np.zeros(a.dictionary.width)

@@ -16,7 +16,14 @@ from monosemy.report.card import environment, writable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-SECTIONS = {"": "Overview", "features": "Features", "prompt": "Prompt", "map": "Map", "steer": "Steer", "compare": "Compare"}
+SECTIONS = {
+    "": "Overview",
+    "features": "Features",
+    "prompt": "Prompt",
+    "map": "Map",
+    "steer": "Steer",
+    "compare": "Compare",
+}
 """Pages of a run, by their address below it."""
 
 
@@ -44,7 +51,15 @@ def page(
     text = (
         _environment()
         .get_template(template)
-        .render(href=lambda a: f"/{run.name}/{a}", asset=lambda a: f"/static/{a}", run=run, runs=runs, sections=SECTIONS, path=request.url.path, **values)
+        .render(
+            href=lambda a: f"/{run.name}/{a}",
+            asset=lambda a: f"/static/{a}",
+            run=run,
+            runs=runs,
+            sections=SECTIONS,
+            path=request.url.path,
+            **values,
+        )
     )
     return HTMLResponse(writable(text))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -15,18 +15,19 @@ from monosemy.interpret import Features
 from monosemy.lm import LM
 
 
+_LOCKS: dict[tuple[str, str | None], Lock] = {}
+
+
 class OpenRun:
     """A run's folder, and what is in it.
 
     Attributes:
         name: its part of an address.
         folder: where it lies.
-        model: a lock held while the language model runs: it is one, and edits are placed in it.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
-        self.model = Lock()
         self._opening = Lock()
         self._features: tuple[int, Features] | None = None
 
@@ -42,10 +43,19 @@ class OpenRun:
         Raises:
             UserError: it is not there, or the dictionary does not fit it.
         """
-        provenance = self.dictionary.provenance
-        lm = LM(provenance.model, revision=provenance.revision)
+        lm = _load(*self._model_name)
         attach(self.dictionary.to(lm.device), lm)
         return lm
+
+    @property
+    def model(self) -> Lock:
+        """A lock held while the language model runs: runs share it, and edits are placed in it."""
+        return _LOCKS.setdefault(self._model_name, Lock())
+
+    @property
+    def _model_name(self) -> tuple[str, str | None]:
+        provenance = self.dictionary.provenance
+        return provenance.model, provenance.revision
 
     @property
     def features(self) -> Features:
@@ -69,6 +79,12 @@ class OpenRun:
                 index.check_dictionary(self.dictionary)
                 self._features = made, Features(index)
             return self._features[1]
+
+
+@cache
+def _load(model: str, revision: str | None) -> LM:
+    """Load a model, once for all runs; call it holding the model's lock."""
+    return LM(model, revision=revision)
 
 
 def open_runs(folders: Sequence[Path]) -> dict[str, OpenRun]:

@@ -29,7 +29,14 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-PAGES = (overview.router, features.router, prompt.router, feature_map.router, steer.router, compare.router)
+PAGES = (
+    overview.router,
+    features.router,
+    prompt.router,
+    feature_map.router,
+    steer.router,
+    compare.router,
+)
 
 
 def make_app(folders: Sequence[Path]) -> FastAPI:
