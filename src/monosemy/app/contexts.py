@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from monosemy.index import Exemplar
 from monosemy.report.numbers import figure
-from monosemy.report.tokens import Piece, pieces_of
+from monosemy.report.tokens import Piece, cut, is_folded
 
 _BREAK = '<span class="ms-newline" aria-hidden="true"></span>'
 
@@ -20,9 +20,9 @@ def context_html(exemplar: Exemplar, maximum: float) -> Markup:
     """
     shown: list[str] = []
     at_line_start = False
-    for index, activation in enumerate(exemplar.activations):
-        pieces, at_line_start = pieces_of(exemplar.tokens, index, at_line_start)
-        text = _text(pieces)
+    pairs = zip(exemplar.tokens, exemplar.activations, strict=True)
+    for index, (token, activation) in enumerate(pairs):
+        text, at_line_start = _text(token, is_folded(exemplar.tokens, index), at_line_start)
         if activation > 0 or index == exemplar.peak:
             text = _firing(text, activation, maximum, index == exemplar.peak)
         shown.append(text)
@@ -37,8 +37,9 @@ def _firing(text: str, activation: float, maximum: float, is_peak: bool) -> str:
 
 
 @lru_cache(2**16)
-def _text(pieces: tuple[Piece, ...]) -> str:
-    return "".join(map(_piece, pieces))
+def _text(token: str, folds: bool, at_line_start: bool) -> tuple[str, bool]:
+    pieces, at_line_start = cut(token, folds, at_line_start)
+    return "".join(map(_piece, pieces)), at_line_start
 
 
 def _piece(piece: Piece) -> str:

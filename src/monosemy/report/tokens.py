@@ -6,7 +6,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from monosemy.index.view import Exemplar, FeatureView
@@ -33,7 +32,7 @@ class Piece:
 class SeenToken:
     """A token of a context: what to show, and how strongly the feature fires on it."""
 
-    pieces: Sequence[Piece]
+    pieces: list[Piece]
     activation: float
     share: float
     is_peak: bool
@@ -43,33 +42,30 @@ def seen_tokens(exemplar: Exemplar, maximum: float) -> list[SeenToken]:
     """The tokens of a context, with activations as shares of `maximum`, between 0 and 1."""
     seen, at_line_start = [], False
     for index, activation in enumerate(exemplar.activations):
-        pieces, at_line_start = pieces_of(exemplar.tokens, index, at_line_start)
+        token, folds = exemplar.tokens[index], is_folded(exemplar.tokens, index)
+        pieces, at_line_start = cut(token, folds, at_line_start)
         share = min(1.0, max(0.0, activation / maximum)) if maximum > 0 else 0.0
         seen.append(SeenToken(pieces, activation, share, index == exemplar.peak))
     return seen
 
 
-def pieces_of(
-    tokens: Sequence[str], index: int, at_line_start: bool
-) -> tuple[tuple[Piece, ...], bool]:
+def is_folded(tokens: Sequence[str], index: int) -> bool:
+    """Say whether a token ends in a line break that another one follows."""
+    if not tokens[index].endswith("\n"):
+        return False
+    return next(filter(None, tokens[index + 1 :]), "").startswith("\n")
+
+
+def cut(token: str, folds: bool, at_line_start: bool) -> tuple[list[Piece], bool]:
     """Cut a token into what is shown in one way; say too whether the next begins a line."""
-    after = index + 1
-    while after < len(tokens) and not tokens[after]:
-        after += 1
-    is_folded = after < len(tokens) and tokens[after].startswith("\n")
-    return _pieces(tokens[index], is_folded, at_line_start)
-
-
-@lru_cache(2**16)
-def _pieces(token: str, is_folded: bool, at_line_start: bool) -> tuple[tuple[Piece, ...], bool]:
     pieces = []
-    for kind, stretch in _stretches(token, "\n" if is_folded else "") or [EMPTY]:
+    for kind, stretch in _stretches(token, "\n" if folds else "") or [EMPTY]:
         is_indent = kind == "text" and at_line_start and not stretch.strip(" ")
         pieces.append(Piece("indent" if is_indent else kind, stretch))
         at_line_start = kind in ("newline", "fold") or (
             at_line_start and (is_indent or kind == "tab")
         )
-    return tuple(pieces), at_line_start
+    return pieces, at_line_start
 
 
 def visible(token: str) -> str:
