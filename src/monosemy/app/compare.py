@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,7 +15,7 @@ from fastapi.responses import RedirectResponse
 
 from monosemy.app.asked import Form, text, whole
 from monosemy.app.called import call
-from monosemy.app.pages import ThisRun, page, run_named
+from monosemy.app.pages import Served, ThisRun, page, run_named
 from monosemy.app.prompt import read_prompt
 from monosemy.app.runs import OpenRun
 from monosemy.coders import Dictionary
@@ -98,7 +96,7 @@ def match_runs(a: OpenRun, b: OpenRun) -> Partners:
         partners = match(*rows)
         mine, theirs = live[0][partners >= 0], live[1][partners[partners >= 0]]
         of_a[mine], of_b[theirs] = theirs, mine
-        cosines[live[0]] = partner_cosines(*rows, partners)
+        cosines[live[0]] = partner_cosines(rows[0], rows[1], partners)
     return Partners(of_a, of_b, cosines)
 
 
@@ -140,6 +138,7 @@ def _compare_page(request: Request, a: OpenRun, asked: Mapping[str, str]) -> Res
         title="Compare",
         others=others,
         b=b,
+        page_of=lambda run, address: Served(run).href(address),
         facts=facts(a, b),
         metrics=metrics(a, b),
         densities=draw_densities({run.name: run for run in (a, b)}),
@@ -180,7 +179,7 @@ def _facts(run: OpenRun) -> dict[str, str]:
 
 def metrics(a: OpenRun, b: OpenRun) -> list[tuple[str, list[Any]]]:
     """Return the figures that both runs have, by suite: rows as the macro `figures` takes them."""
-    mine, theirs = (_figures(run.folder) for run in (a, b))
+    mine, theirs = (_figures(run) for run in (a, b))
     suites: dict[str, list[Any]] = {}
     for key, row in mine.items():
         if key in theirs:
@@ -196,18 +195,15 @@ def metrics(a: OpenRun, b: OpenRun) -> list[tuple[str, list[Any]]]:
     return list(suites.items())
 
 
-def _figures(folder: Path) -> dict[tuple[str, str, str], MetricRow]:
+def _figures(run: OpenRun) -> dict[tuple[str, str, str], MetricRow]:
     """Return a run's own figures by suite, table and name; none where it was not evaluated.
 
     Raises:
         UserError: its `metrics.json` is damaged.
     """
-    path = folder / METRICS
-    if not path.is_file():
-        return {}
     found = {}
     try:
-        for suite in json.loads(path.read_text("utf-8"))["suites"]:
+        for suite in (run.json(METRICS) or {"suites": []})["suites"]:
             for table in suite["tables"]:
                 if OWN not in table["columns"]:
                     continue
@@ -218,9 +214,10 @@ def _figures(folder: Path) -> dict[tuple[str, str, str], MetricRow]:
                     values = [MetricValue(**value) if value else None]
                     key = suite["title"], table["title"], row["name"]
                     found[key] = MetricRow(**shown, values=values)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise UserError(
-            f"`{path}` is not as it was written: {error}", "make it again: monosemy evaluate RUN"
+            f"`{run.folder / METRICS}` is not as it was written: {error}",
+            "make it again: monosemy evaluate RUN",
         ) from error
     return found
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any, TypeVar
 
 from monosemy.artefact import MANIFEST
 from monosemy.coders import Dictionary, attach
@@ -14,6 +16,7 @@ from monosemy.index import Index
 from monosemy.interpret import Features
 from monosemy.lm import LM
 
+T = TypeVar("T")
 
 _LOCKS: dict[tuple[str, str | None], Lock] = {}
 
@@ -30,6 +33,7 @@ class OpenRun:
         self.name, self.folder = name, folder
         self._opening = Lock()
         self._features: tuple[int, Features] | None = None
+        self._kept: dict[str, tuple[Hashable, Any]] = {}
 
     @cached_property
     def dictionary(self) -> Dictionary:
@@ -79,6 +83,20 @@ class OpenRun:
                 index.check_dictionary(self.dictionary)
                 self._features = made, Features(index)
             return self._features[1]
+
+    def json(self, name: str) -> Any:
+        """Return what a JSON file of the run holds, None where there is none that can be read."""
+        path = self.folder / name
+        try:
+            return self.kept(name, path.stat().st_mtime_ns, lambda: json.loads(path.read_bytes()))
+        except (OSError, ValueError):
+            return None
+
+    def kept(self, name: str, stamp: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` makes, made again only when the stamp is another."""
+        if name not in self._kept or self._kept[name][0] != stamp:
+            self._kept[name] = stamp, make()
+        return self._kept[name][1]
 
 
 @cache

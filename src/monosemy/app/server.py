@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from monosemy.app import compare, feature_map, features, overview, prompt, steer
-from monosemy.app.pages import error_page, runs_page
+from monosemy.app.pages import error_page, report_css, runs_page
 from monosemy.app.runs import OpenRun, open_runs
 from monosemy.errors import UserError
 
@@ -49,6 +49,7 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     app.state.runs = open_runs(folders)
     app.middleware("http")(_guard)
     app.exception_handler(UserError)(_explain)
+    app.get("/static/report.css")(_report_css)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.get("/")(_home)
     for router in PAGES:
@@ -73,6 +74,10 @@ async def _explain(request: Request, error: Exception) -> Response:
     if "text/html" in request.headers.get("accept", ""):
         return error_page(request, error)
     return JSONResponse({"error": error.message, "hint": error.hint}, 400)
+
+
+async def _report_css() -> Response:
+    return Response(report_css(), media_type="text/css")
 
 
 async def _home(request: Request) -> Response:
