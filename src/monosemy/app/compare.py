@@ -145,7 +145,9 @@ def _compare_page(request: Request, a: OpenRun, asked: Mapping[str, str]) -> Res
         why_not=why_not,
         partners=partners,
         summary=summarise(partners, a, b) if partners else "",
-        alone=[_alone(a, partners.cosines), _alone(b, _cosines_of_b(partners))] if partners else [],
+        alone=[find_alone(a, partners.cosines), find_alone(b, _cosines_of_b(partners))]
+        if partners
+        else [],
         shared=SHARED,
         feature=feature if feature >= 0 else "",
         cards=_cards(a, b, partners, feature) if feature >= 0 else [],
@@ -260,6 +262,10 @@ def summarise(partners: Partners, a: OpenRun, b: OpenRun) -> str:
     )
 
 
+def _both_alone(partners: Partners, a: OpenRun, b: OpenRun) -> list[Alone]:
+    return [find_alone(a, partners.cosines), find_alone(b, _cosines_of_b(partners))]
+
+
 def _cosines_of_b(partners: Partners) -> np.ndarray:
     """[width of b] cosine of each feature of the second with its partner; 0 without one."""
     has = partners.of_b >= 0
@@ -268,7 +274,8 @@ def _cosines_of_b(partners: Partners) -> np.ndarray:
     return found
 
 
-def _alone(run: OpenRun, cosines: np.ndarray) -> Alone:
+def find_alone(run: OpenRun, cosines: np.ndarray) -> Alone:
+    """Return a run's live features whose cosines with their partners are not above `SHARED`."""
     alone = np.flatnonzero((run.dictionary.strength.numpy() > 0) & (cosines <= SHARED))
     try:
         index = run.features.index
