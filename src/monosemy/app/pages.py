@@ -72,7 +72,7 @@ def file_of(address: str) -> str:
 
 def report_css() -> str:
     """Return the style sheet that pages share with reports: `report.css` among the assets."""
-    return stylesheet("page.css") + stylesheet("card.css")
+    return "\n".join(map(stylesheet, ("page.css", "card.css", "sweep.css")))
 
 
 def run_named(request: Request, name: str) -> OpenRun:
