@@ -18,6 +18,7 @@ from monosemy.app.runs import OpenRun
 from monosemy.errors import UserError
 from monosemy.report.card import environment, stylesheet, writable
 
+STATIC = Path(__file__).parent / "static"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 SECTIONS = {"": "Overview", "features": "Features"}

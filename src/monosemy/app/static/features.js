@@ -25,6 +25,10 @@ function peaks(feature) {
   return words;
 }
 
+const paged = FEATURES.paged && new Set(FEATURES.paged); // pages from disk may be of some alone
+const hasPage = feature => !paged || paged.has(feature);
+const pageOf = feature => grid.dataset.page.replace("FEATURE", feature);
+
 const OPTIONAL = ["stability", "concept", "explanation"];
 const COLUMNS = [
   {id: "feature", title: "feature", of: feature => feature, show: feature => String(feature)},
@@ -115,8 +119,9 @@ function update() {
   const sort = state.sort || (matches ? "" : "density");
   if (sort) sortBy(COLUMNS.find(column => column.id === sort));
   const what = shown.length === WIDTH ? "" : ` of ${WIDTH.toLocaleString("en")}`;
+  const some = paged ? `, ${paged.size.toLocaleString("en")} with a page` : "";
   said.textContent = shown.length
-    ? `${shown.length.toLocaleString("en")}${what} features${matches && !sort ? ", best matches first" : ""}`
+    ? `${shown.length.toLocaleString("en")}${what} features${some}${matches && !sort ? ", best matches first" : ""}`
     : "No feature is like that.";
   grid.setAttribute("aria-rowcount", shown.length + 1);
   rows.style.height = ROW * shown.length + "px";
@@ -187,7 +192,8 @@ function fill(row, place) {
   if (row.dataset.feature === String(feature) && row.id === "row-" + place) return;
   row.id = "row-" + place;
   row.dataset.feature = feature;
-  row.href = grid.dataset.page.replace("FEATURE", feature);
+  if (hasPage(feature)) row.href = pageOf(feature);
+  else row.removeAttribute("href");
   row.style.transform = `translateY(${ROW * place}px)`;
   row.setAttribute("aria-rowindex", place + 2);
   row.classList.toggle("dead", FEATURES.count[feature] === 0);
@@ -286,8 +292,8 @@ grid.addEventListener("keydown", event => {
   if (to !== undefined) {
     event.preventDefault();
     choose(to);
-  } else if (event.key === "Enter" && chosen >= 0) {
-    location.href = grid.dataset.page.replace("FEATURE", shown[chosen]);
+  } else if (event.key === "Enter" && chosen >= 0 && hasPage(shown[chosen])) {
+    location.href = pageOf(shown[chosen]);
   }
 });
 form.elements.q.addEventListener("keydown", event => {
