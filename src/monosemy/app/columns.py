@@ -19,19 +19,27 @@ KINDS = ("people", "explanation", "concept")
 _ROWS = 4096
 
 
-def features_js(run: OpenRun) -> str:
+def features_js(run: OpenRun, paged: Sequence[int] | None = None) -> str:
     """Return a script that sets `FEATURES`: JSON that pages from disk can load too.
+
+    Args:
+        run: whose features.
+        paged: those that have a page; None: all.
 
     `words` are all the tokens shown; `peaks` holds, for each feature, `PEAKS` numbers of them, -1
     where there are fewer. `names` has a feature, its name, and where that is from (`KINDS`).
     """
     index = run.features.index
     stability = (run.json("stability.json") or {}).get("stability")
+    if paged is not None:
+        return _script(index, stability, paged)
     stamp = id(index), id(index.names), id(stability)
-    return run.kept("features.js", stamp, lambda: _script(index, stability))
+    return run.kept("features.js", stamp, lambda: _script(index, stability, None))
 
 
-def _script(index: Index, stability: Sequence[float | None] | None) -> str:
+def _script(
+    index: Index, stability: Sequence[float | None] | None, paged: Sequence[int] | None
+) -> str:
     ids = peak_tokens(index, np.arange(index.width))
     used, words = np.unique(ids, return_inverse=True)
     missing = int(len(used) > 0 and used[0] < 0)
@@ -44,6 +52,8 @@ def _script(index: Index, stability: Sequence[float | None] | None) -> str:
         "peaks": (words.reshape(-1) - missing).tolist(),
         "names": [[feature, *named] for feature, named in sorted(named_by(index).items())],
     }
+    if paged is not None and len(paged) < index.width:
+        values["paged"] = list(paged)
     if stability:
         values["stability"] = list(stability)
     for name, table in (("concept", "concepts"), ("explanation", "explanations")):

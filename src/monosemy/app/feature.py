@@ -63,8 +63,15 @@ class Neighbours:
     """Number, label and how near, nearest first."""
 
 
-def feature_values(run: OpenRun, feature: int) -> dict[str, Any]:
+def feature_values(
+    run: OpenRun, feature: int, among: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Return what the page of a feature shows.
+
+    Args:
+        run: whose feature.
+        feature: its number.
+        among: the features that have a page, ascending; None: all.
 
     Raises:
         UserError: there is no feature of that number, or no index.
@@ -72,8 +79,9 @@ def feature_values(run: OpenRun, feature: int) -> dict[str, Any]:
     features = run.features
     index = features.index
     view = features.view(feature, exemplars=EXEMPLARS)
-    before, after = _live_beside(index, feature)
+    before, after = _beside(index, feature, among)
     stability = (run.json("stability.json") or {}).get("stability")
+    paged = set(among or ())
     return {
         "view": view,
         "given": read_names(index.folder).get(feature, []) if feature in index.names else [],
@@ -88,6 +96,7 @@ def feature_values(run: OpenRun, feature: int) -> dict[str, Any]:
         "before": before,
         "after": after,
         "n_texts": len(index.text.names),
+        "has_page": lambda other: among is None or other in paged,
     }
 
 
@@ -127,14 +136,13 @@ def _by_activation(exemplars: Sequence[Exemplar]) -> list[tuple[str, Exemplar]]:
     return [(figure(exemplar.activations[exemplar.peak]), exemplar) for exemplar in exemplars]
 
 
-def _live_beside(index: Index, feature: int) -> tuple[int | None, int | None]:
-    """Return the live features before and after one, by number."""
-    before = np.flatnonzero(index.counts[:feature])
-    after = np.flatnonzero(index.counts[feature + 1 :])
-    return (
-        int(before[-1]) if len(before) else None,
-        feature + 1 + int(after[0]) if len(after) else None,
-    )
+def _beside(
+    index: Index, feature: int, among: Sequence[int] | None
+) -> tuple[int | None, int | None]:
+    """Return the features with pages before and after one, by number: live ones."""
+    paged = np.flatnonzero(index.counts) if among is None else np.asarray(among)
+    before, after = paged[paged < feature], paged[paged > feature]
+    return (int(before[-1]) if len(before) else None, int(after[0]) if len(after) else None)
 
 
 def _moments(index: Index, feature: int) -> dict[str, float]:

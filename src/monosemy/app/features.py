@@ -28,7 +28,7 @@ router = APIRouter()
 @router.get("/features")
 def listed(request: Request, run: ThisRun) -> Response:
     """Show the list; without scripts, the most frequent ones."""
-    return page("features.html", request, run, title="Features", features=run.features)
+    return page("features.html", request, run, title="Features", listed=run.features.live[:200])
 
 
 @router.get("/data/features.js")

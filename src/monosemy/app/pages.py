@@ -18,6 +18,7 @@ from monosemy.app.runs import OpenRun
 from monosemy.errors import UserError
 from monosemy.report.card import environment, stylesheet, writable
 
+STATIC = Path(__file__).parent / "static"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 SECTIONS = {
@@ -79,7 +80,7 @@ def file_of(address: str) -> str:
 
 def report_css() -> str:
     """Return the style sheet that pages share with reports: `report.css` among the assets."""
-    return stylesheet("page.css") + stylesheet("card.css")
+    return "\n".join(map(stylesheet, ("page.css", "card.css", "sweep.css")))
 
 
 def run_named(request: Request, name: str) -> OpenRun:

@@ -14,13 +14,12 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from monosemy.app import compare, feature_map, features, overview, prompt, steer
-from monosemy.app.pages import error_page, report_css, runs_page
+from monosemy.app.pages import STATIC, error_page, report_css, runs_page
 from monosemy.app.runs import OpenRun, open_runs
 from monosemy.errors import UserError
 
 HOST = "127.0.0.1"
 _NAMES = {HOST, "localhost", "::1"}
-_STATIC = Path(__file__).parent / "static"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -50,7 +49,7 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     app.middleware("http")(_guard)
     app.exception_handler(UserError)(_explain)
     app.get("/static/report.css")(_report_css)
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.get("/")(_home)
     for router in PAGES:
         app.include_router(router, prefix="/{name}")
@@ -116,6 +115,7 @@ def _listen(port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, tried))
+            listening.listen()  # a browser that is quicker than the server waits
         except OSError:
             listening.close()
             continue
