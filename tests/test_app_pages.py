@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monosemy.app import make_app
-from monosemy.app.called import call
+from monosemy.app.columns import labels
 from monosemy.app.compare import find_alone, match_runs
 from monosemy.app.feature_map import clusters, points, read_map
 from monosemy.app.prompt import read_prompt
@@ -432,7 +432,7 @@ def test_features_to_steer_by_are_found_by_number_and_by_words(site: Site) -> No
     run = site.runs["run-0"]
     feature = strong(run)[0]
     found = json.loads(site.ask(f"/run-0/steer/features?q={feature}")[1])
-    assert found == [{"feature": feature, "called": call(run.features.index, [feature])[0]}]
+    assert found == [{"feature": feature, "called": labels(run.features.index, [feature])[0]}]
     words = json.loads(site.ask("/run-0/steer/features?q=read")[1])
     assert all(run.dictionary.strength[one["feature"]] > 0 for one in words)
     assert site.ask("/run-0/steer/features?q=96")[0] == 400
@@ -456,7 +456,7 @@ def test_points_are_the_features_that_have_a_place(site: Site) -> None:
     np.testing.assert_allclose(
         unpack(told, "density", "<f4"), index.counts[drawn] / index.n_tokens, rtol=1e-6
     )
-    assert told["called"] == call(index, drawn.tolist())
+    assert told["called"] == labels(index, drawn.tolist())
     assert told == points(index, arrays)
 
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from monosemy.app.asked import Form, text, whole
-from monosemy.app.called import call
+from monosemy.app.columns import labels
 from monosemy.app.pages import Served, ThisRun, page, run_named
 from monosemy.app.prompt import read_prompt
 from monosemy.app.runs import OpenRun
@@ -282,7 +282,7 @@ def find_alone(run: OpenRun, cosines: np.ndarray) -> Alone:
     except UserError:
         return Alone(len(alone), [(f, "", float(cosines[f])) for f in alone[:ALONE].tolist()])
     order = alone[np.argsort(-index.counts[alone], kind="stable")][:ALONE].tolist()
-    lines = call(index, order)
+    lines = labels(index, order)
     return Alone(
         len(alone), [(f, line, float(cosines[f])) for f, line in zip(order, lines, strict=True)]
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from monosemy.app.called import call
+from monosemy.app.columns import labels
 from monosemy.app.pages import ThisRun, page
 from monosemy.errors import UserError
 from monosemy.index import Index
@@ -68,8 +68,9 @@ def points(index: Index, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     drawn = np.flatnonzero(np.isfinite(arrays["xy"]).all(1))
     given = {f: names[0] for f, names in index.names.items()}
-    labels = [name for name, _ in Counter(given.values()).most_common(LABELS)]
-    label = [labels.index(given[f]) if given.get(f) in labels else -1 for f in drawn.tolist()]
+    commonest = [name for name, _ in Counter(given.values()).most_common(LABELS)]
+    rank = {name: number for number, name in enumerate(commonest)}
+    label = [rank.get(given.get(f, ""), -1) for f in drawn.tolist()]
     density = index.counts[drawn] / max(index.n_tokens, 1)
     columns = {
         "feature": drawn.astype("<i4"),
@@ -79,7 +80,7 @@ def points(index: Index, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "label": np.array(label, "<i4"),
     }
     packed = {name: base64.b64encode(a.tobytes()).decode() for name, a in columns.items()}
-    return {**packed, "labels": labels, "called": call(index, drawn.tolist())}
+    return {**packed, "labels": commonest, "called": labels(index, drawn.tolist())}
 
 
 def clusters(index: Index, arrays: Mapping[str, np.ndarray]) -> list[Cluster]:
@@ -91,7 +92,7 @@ def clusters(index: Index, arrays: Mapping[str, np.ndarray]) -> list[Cluster]:
     for number, size in zip(numbers[order].tolist(), sizes[order].tolist(), strict=True):
         members = np.flatnonzero(cluster == number)
         members = members[np.argsort(-index.counts[members], kind="stable")]
-        lines = call(index, members.tolist())
+        lines = labels(index, members.tolist())
         commonest = [name for name, _ in Counter(lines).most_common(_COMMONEST)]
         listed = list(zip(members[:MEMBERS].tolist(), lines, strict=False))
         found.append(Cluster(number, size, commonest, listed))
@@ -107,6 +108,7 @@ def map_page(
         raise UserError(f"`colour` is {colour[:40]!r}", f"allowed: {', '.join(COLOURS)}")
     index = run.features.index
     arrays = read_map(index)
+    stamp = id(index), id(index.names), id(arrays)
     return page(
         "map.html",
         request,
@@ -120,7 +122,7 @@ def map_page(
         is_made=bool(arrays),
         silent=int(np.isnan(arrays["xy"][:, 0]).sum()) if arrays else 0,
         drawn=int(np.isfinite(arrays["xy"]).all(1).sum()) if arrays else 0,
-        clusters=clusters(index, arrays) if arrays else [],
+        clusters=run.kept("clusters", stamp, lambda: clusters(index, arrays)) if arrays else [],
     )
 
 
@@ -129,5 +131,8 @@ def points_script(run: ThisRun) -> Response:
     """Return the points as a script, which pages that are files can load too."""
     index = run.features.index
     arrays = read_map(index)
-    drawn = json.dumps(points(index, arrays)) if arrays else "null"
+    stamp = id(index), id(index.names), id(arrays)
+    drawn = run.kept(
+        "points.js", stamp, lambda: json.dumps(points(index, arrays) if arrays else None)
+    )
     return Response(f"const MAP = {drawn};", media_type="text/javascript")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from monosemy.app.asked import Form, text, whole
-from monosemy.app.called import called
+from monosemy.app.columns import labels
 from monosemy.app.pages import ThisRun, page
 from monosemy.app.runs import OpenRun
 from monosemy.index import Exemplar, PromptFeature, PromptFeatures
@@ -90,9 +90,10 @@ def read_prompt(
     listed = overall[:OVERALL]
     if shown is None and listed:
         shown = listed[0].feature
-    numbers = {f for firing in fired.by_token for f, _ in firing[:EACH]}
-    numbers |= {f.feature for f in listed} | ({shown} if shown is not None else set())
-    names = {f: called(index, f) for f in sorted(numbers)}
+    shown_of = {f for firing in fired.by_token for f, _ in firing[:EACH]}
+    shown_of |= {f.feature for f in listed} | ({shown} if shown is not None else set())
+    numbers = sorted(shown_of)
+    names = dict(zip(numbers, labels(index, numbers), strict=True))
     largest = {f: float(index.max[f]) for f in names}
     return Reading(replace(fired, overall=overall), listed, shown, largest, names)
 
