@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+import json
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any, TypeVar
 
 from monosemy.artefact import MANIFEST
-from monosemy.coders import Dictionary
+from monosemy.coders import Dictionary, attach
 from monosemy.errors import UserError
 from monosemy.index import Index
 from monosemy.interpret import Features
 from monosemy.lm import LM
+
+T = TypeVar("T")
+
+_LOCKS: dict[tuple[str, str | None], Lock] = {}
 
 
 class OpenRun:
@@ -21,14 +27,13 @@ class OpenRun:
     Attributes:
         name: its part of an address.
         folder: where it lies.
-        model: a lock held while the language model runs: it is one, and edits are placed in it.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
-        self.model = Lock()
         self._opening = Lock()
         self._features: tuple[int, Features] | None = None
+        self._kept: dict[str, tuple[Hashable, Any]] = {}
 
     @cached_property
     def dictionary(self) -> Dictionary:
@@ -37,11 +42,24 @@ class OpenRun:
 
     @cached_property
     def lm(self) -> LM:
-        """The model it belongs to; loading it takes a while."""
-        provenance = self.dictionary.provenance
-        lm = LM(provenance.model, revision=provenance.revision)
-        self.dictionary.to(lm.device)
+        """The model it belongs to, checked to be the right one; loading it takes a while.
+
+        Raises:
+            UserError: it is not there, or the dictionary does not fit it.
+        """
+        lm = _load(*self._model_name)
+        attach(self.dictionary.to(lm.device), lm)
         return lm
+
+    @property
+    def model(self) -> Lock:
+        """A lock held while the language model runs: runs share it, and edits are placed in it."""
+        return _LOCKS.setdefault(self._model_name, Lock())
+
+    @property
+    def _model_name(self) -> tuple[str, str | None]:
+        provenance = self.dictionary.provenance
+        return provenance.model, provenance.revision
 
     @property
     def features(self) -> Features:
@@ -65,6 +83,26 @@ class OpenRun:
                 index.check_dictionary(self.dictionary)
                 self._features = made, Features(index)
             return self._features[1]
+
+    def json(self, name: str) -> Any:
+        """Return what a JSON file of the run holds, None where there is none that can be read."""
+        path = self.folder / name
+        try:
+            return self.kept(name, path.stat().st_mtime_ns, lambda: json.loads(path.read_bytes()))
+        except (OSError, ValueError):
+            return None
+
+    def kept(self, name: str, stamp: Hashable, make: Callable[[], T]) -> T:
+        """Return what `make` makes, made again only when the stamp is another."""
+        if name not in self._kept or self._kept[name][0] != stamp:
+            self._kept[name] = stamp, make()
+        return self._kept[name][1]
+
+
+@cache
+def _load(model: str, revision: str | None) -> LM:
+    """Load a model, once for all runs; call it holding the model's lock."""
+    return LM(model, revision=revision)
 
 
 def open_runs(folders: Sequence[Path]) -> dict[str, OpenRun]:

@@ -13,22 +13,29 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from monosemy.app import features, overview
-from monosemy.app.pages import error_page, runs_page
+from monosemy.app import compare, feature_map, features, overview, prompt, steer
+from monosemy.app.pages import STATIC, error_page, report_css, runs_page
 from monosemy.app.runs import OpenRun, open_runs
 from monosemy.errors import UserError
 
 HOST = "127.0.0.1"
 _NAMES = {HOST, "localhost", "::1"}
-_STATIC = Path(__file__).parent / "static"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not `no-referrer`: forms would then be sent from the origin `null`, which is refused.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-PAGES = (overview.router, features.router)
+PAGES = (
+    overview.router,
+    features.router,
+    prompt.router,
+    feature_map.router,
+    steer.router,
+    compare.router,
+)
 
 
 def make_app(folders: Sequence[Path]) -> FastAPI:
@@ -41,7 +48,8 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     app.state.runs = open_runs(folders)
     app.middleware("http")(_guard)
     app.exception_handler(UserError)(_explain)
-    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+    app.get("/static/report.css")(_report_css)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.get("/")(_home)
     for router in PAGES:
         app.include_router(router, prefix="/{name}")
@@ -65,6 +73,10 @@ async def _explain(request: Request, error: Exception) -> Response:
     if "text/html" in request.headers.get("accept", ""):
         return error_page(request, error)
     return JSONResponse({"error": error.message, "hint": error.hint}, 400)
+
+
+async def _report_css() -> Response:
+    return Response(report_css(), media_type="text/css")
 
 
 async def _home(request: Request) -> Response:
@@ -103,6 +115,7 @@ def _listen(port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, tried))
+            listening.listen()  # a browser that is quicker than the server waits
         except OSError:
             listening.close()
             continue

@@ -1,4 +1,7 @@
-"""Measure a run's dictionary, look at its features, steer, and write the report page."""
+"""Measure a run's dictionary, look at its features, steer, and write it all as pages.
+
+`report.html` is one file; `site/` has the pages of `monosemy app` as files that open from disk.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,11 @@ class Command:
     """Folder of a run."""
     prompt: str = "def read_file(path):"
     """Text to continue with and without features turned up."""
+    features: int | None = None
+    """Features that have a page in `site/`: the most telling, then the most frequent; default
+    4,096."""
+    site: Path | None = None
+    """Folder of these pages; default `site` in the run."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
@@ -30,3 +38,17 @@ class Command:
         console.print(report.evaluation["reconstruction"].verdict)
         console.print(report.evaluation.verdict)
         console.print(f"written to {report.path}")
+        self._write_site()
+
+    def _write_site(self) -> None:
+        try:
+            from monosemy.app.site import MOST, write_site
+        except ModuleNotFoundError as error:
+            console.print(f"no pages of features: {error.name} is not installed", style="dim")
+            return
+        most = MOST if self.features is None else self.features
+        site = write_site(self.run_folder, self.site, most=most)
+        console.print(
+            f"{site.path}: pages of {site.features:,} of {site.live:,} live features, "
+            f"{site.size / 1e6:,.0f} MB"
+        )

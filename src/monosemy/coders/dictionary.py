@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import math
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,22 +135,50 @@ class Dictionary:
         Raises:
             UserError: no such feature, one that never fired, which has no scale, or a transcoder.
         """
-        self.check_feature(feature)
-        self.check_steerable()
-        target = scale * float(self.strength[feature])
-        if target == 0 and scale != 0:
-            raise UserError(
-                f"feature {feature} never fired on held-out text, so it has no scale to steer by",
-                "choose a feature that `monosemy features` lists",
-            )
+        return self.clamp(x, {feature: scale}, positions=positions)
+
+    @torch.no_grad()
+    def clamp(
+        self,
+        x: Float[Tensor, "batch time d_in"],
+        scales: Mapping[int, float],
+        *,
+        positions: Bool[Tensor, "batch time"] | None = None,
+    ) -> Float[Tensor, "batch time d_in"]:
+        """Return activations with several features clamped at once, each as `steer` clamps one.
+
+        Raises:
+            UserError: as `steer`.
+        """
         z = self.encode_sparse(x.reshape(-1, self.d_in).float())
-        mine = z.indices == feature
-        now = torch.zeros(x[..., 0].numel(), device=x.device)
-        now[z.tokens[mine]] = z.values[mine]
-        change = (target - now).reshape(x.shape[:-1])
-        if positions is not None:
-            change = change * positions
-        return x + (change[..., None] * self.coder.W_dec[feature]).to(x.dtype)
+        for feature, target in self.targets(scales).items():
+            mine = z.indices == feature
+            now = torch.zeros(x[..., 0].numel(), device=x.device)
+            now[z.tokens[mine]] = z.values[mine]
+            change = (target - now).reshape(x.shape[:-1])
+            if positions is not None:
+                change = change * positions
+            x = x + (change[..., None] * self.coder.W_dec[feature]).to(x.dtype)
+        return x
+
+    def targets(self, scales: Mapping[int, float]) -> dict[int, float]:
+        """Return the activation that each feature is clamped to: its scale times its strength.
+
+        Raises:
+            UserError: as `steer`.
+        """
+        self.check_steerable()
+        targets = {}
+        for feature, scale in scales.items():
+            self.check_feature(feature)
+            targets[feature] = scale * float(self.strength[feature])
+            if targets[feature] == 0 and scale != 0:
+                raise UserError(
+                    f"feature {feature} never fired on held-out text, so it has no scale to "
+                    "steer by",
+                    "choose a feature that `monosemy features` lists",
+                )
+        return targets
 
     def check_feature(self, feature: int) -> None:
         """Refuse a feature number that does not exist.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from monosemy.errors import UserError
 from monosemy.metrics import interval
 from monosemy.metrics.table import MetricRow, MetricValue
 
@@ -174,6 +175,23 @@ class Evaluation:
         """Return everything as JSON values."""
         return {"schema": SCHEMA, "verdict": self.verdict, "wins": self.wins} | asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """Read what `to_dict` wrote, JSON between.
+
+        Raises:
+            UserError: it is of another version, or not whole.
+        """
+        if values.get("schema") != SCHEMA:
+            raise UserError(
+                f"this evaluation has schema {values.get('schema')!r}",
+                f"this monosemy reads {SCHEMA}; evaluate again",
+            )
+        try:
+            return cls([_suite(suite) for suite in values["suites"]], values["context"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"this is no evaluation: {error}", "evaluate again") from error
+
     def __repr__(self) -> str:
         return "\n\n".join([*(repr(suite) for suite in self.suites), self.verdict])
 
@@ -184,6 +202,22 @@ class Evaluation:
             parts += [table._repr_html_() for table in suite.tables]
             parts.append(f"<p>{escape(suite.skipped or suite.verdict)}</p>")
         return "".join([*parts, f"<p><b>{escape(self.verdict)}</b></p>"])
+
+
+def _suite(values: Mapping[str, Any]) -> SuiteResult:
+    read = {
+        "tables": [
+            Table(t["columns"], [*map(_row, t["rows"])], t["title"]) for t in values["tables"]
+        ],
+        "judgements": [Judgement(**judgement) for judgement in values["judgements"]],
+        "plots": [Plot(**plot) for plot in values["plots"]],
+    }
+    return SuiteResult(**{**values, **read})
+
+
+def _row(values: Mapping[str, Any]) -> MetricRow:
+    cells = [None if cell is None else MetricValue(**cell) for cell in values["values"]]
+    return MetricRow(**{**values, "values": cells})
 
 
 def judge(

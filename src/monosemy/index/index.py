@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.index.examples import BINS, DRAWN, GROUPS, MISSES, QUANTILES, RANDOM, TOP
 from monosemy.index.join import KIND
-from monosemy.index.names import NO_CONCEPT, read_lines, read_names, write_lines
+from monosemy.index.names import HUMAN, NO_CONCEPT, read_lines, read_names, write_lines
 from monosemy.index.part import ENTRIES, EXAMPLES
 from monosemy.index.prompt import PromptFeatures, fire_on
 from monosemy.index.search import Found, SearchText
@@ -99,13 +99,16 @@ class Index:
         self.folder, self.manifest = folder, manifest
         entries = map_tensors(folder, ENTRIES, manifest)
         self.offsets = np.asarray(entries["offsets"])
-        self.places, self.values = entries["places"], entries["values"]
+        # Plain arrays over the mapped memory: a slice of a `memmap` takes ten times as long.
+        self.places, self.values = np.asarray(entries["places"]), np.asarray(entries["values"])
         self.text = TokenTable.open(folder, manifest)
         self.n_tokens = int(manifest["n_tokens"])
         examples = map_tensors(folder, EXAMPLES, manifest)
         self._examples = {
-            name: a.reshape(-1, *_SHAPES.get(name, ())) for name, a in examples.items()
+            name: np.asarray(a.reshape(-1, *_SHAPES.get(name, ()))) for name, a in examples.items()
         }
+        self._read: dict[str, tuple[Any, Any]] = {}
+        self._checked: Dictionary | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -130,11 +133,14 @@ class Index:
         Raises:
             UserError: its weights are not those that the index was made with.
         """
+        if dictionary is self._checked:  # the checksum of large weights takes a second
+            return
         if self.manifest["dictionary"] != dictionary.identity():
             raise UserError(
                 f"`{self.folder}` is the index of another dictionary: the weights differ",
                 "make it again with `monosemy index RUN`; names that people gave are kept",
             )
+        self._checked = dictionary
 
     def verify(self) -> None:
         """Hold every file against its checksum.
@@ -372,7 +378,7 @@ class Index:
 
         A name counts most, then the tokens on which a feature fires most, then the text around.
         """
-        return self._search_text.search(words, count)
+        return self._search_text.search(words, count, self.names)
 
     @cached_property
     def _search_text(self) -> SearchText:
@@ -446,7 +452,8 @@ class Index:
         Raises:
             UserError: a line is damaged.
         """
-        return {row["feature"]: row for row in read_lines(self.folder / f"{name}.jsonl")}
+        path = self.folder / f"{name}.jsonl"
+        return self._kept(name, [path], lambda: {row["feature"]: row for row in read_lines(path)})
 
     def write_table(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Keep what was found out about features in the index's folder, a JSON line each.
@@ -455,12 +462,11 @@ class Index:
             UserError: the disk refuses.
         """
         write_lines(self.folder / f"{name}.jsonl", rows)
-        self.forget()
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return what `write_arrays` wrote; nothing where nothing was."""
         path = self.folder / f"{name}.safetensors"
-        return load_file(path) if path.is_file() else {}
+        return self._kept(path.name, [path], lambda: load_file(path) if path.is_file() else {})
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep arrays that were found out about features in the index's folder.
@@ -477,19 +483,38 @@ class Index:
             draft.unlink(missing_ok=True)
             raise disk_error(path, error) from error
 
-    @cached_property
+    @property
     def names(self) -> dict[int, list[str]]:
         """What each feature is called: by people, else by explanations, else by concepts."""
+        files = (HUMAN, *(f"{table}.jsonl" for table, _ in _NAMING))
+        return self._kept("names", [self.folder / file for file in files], self._names)
+
+    def _names(self) -> dict[int, list[str]]:
         names: dict[int, list[str]] = {}
         for feature, given in read_names(self.folder).items():
             names[feature] = [name.name for name in given]
-        for table, column in (("explanations", "explanation"), ("concepts", "label")):
+        for table, column in _NAMING:
             for feature, row in self.table(table).items():
                 if row.get(column, NO_CONCEPT) not in (NO_CONCEPT, "", None):
                     names.setdefault(feature, []).append(str(row[column]))
         return names
 
-    def forget(self) -> None:
-        """Read names anew when they are asked for: somebody changed them."""
-        for cached in ("names", "_search_text"):
-            self.__dict__.pop(cached, None)
+    def _kept(self, name: str, files: Sequence[Path], read: Callable[[], Any]) -> Any:
+        """Return what was read of some files, read anew when one of them was changed."""
+        stamp = [_stamp(file) for file in files]
+        if name not in self._read or self._read[name][0] != stamp:
+            self._read[name] = stamp, read()
+        return self._read[name][1]
+
+
+_NAMING = (("explanations", "explanation"), ("concepts", "label"))
+"""Tables whose rows name features, and the column that does."""
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from the same one after it was changed; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class SearchText:
-    """All that is searched as one string, so that a search is one pass over it."""
+    """All contexts that are searched as one string, so that a search is one pass over it."""
 
     text: str
     begins: list[int]
@@ -40,11 +41,10 @@ class SearchText:
     """[stretches] whose it is."""
     weights: np.ndarray
     """[stretches]"""
-    names: dict[int, list[str]]
 
     @classmethod
     def of(cls, index: Index) -> SearchText:
-        """Gather the text of an index's features."""
+        """Gather the strongest contexts of an index's features."""
         pieces: list[str] = []
         features: list[int] = []
         weights: list[float] = []
@@ -54,9 +54,6 @@ class SearchText:
             features.append(feature)
             weights.append(weight)
 
-        for feature, names in index.names.items():
-            for name in names:
-                add(feature, name, _NAME)
         table, context = index.text, index.text.context
         for feature in np.flatnonzero(index.counts).tolist():
             places = index.peaks[feature][:_CONTEXTS]
@@ -73,21 +70,30 @@ class SearchText:
                 add(feature, text[span[0] : span[3]], 1.0)
                 add(feature, text[span[1] : span[2]], _PEAK)
         begins = np.cumsum([0, *(len(piece) + 1 for piece in pieces)])[:-1].tolist()
-        return cls("\n".join(pieces), begins, np.array(features), np.array(weights), index.names)
+        return cls("\n".join(pieces), begins, np.array(features), np.array(weights))
 
-    def search(self, words: str, count: int) -> list[Found]:
-        """Return the best `count` features that hold every word, in whatever stretches."""
+    def search(self, words: str, count: int, names: Mapping[int, list[str]]) -> list[Found]:
+        """Return the best `count` features that hold every word, in whatever stretches.
+
+        Args:
+            words: with white space between them.
+            count: of features.
+            names: what features are called; searched too.
+        """
         wanted = words.lower().split()
         if not wanted:
             return []
         total: dict[int, float] = {}
         for number, word in enumerate(wanted):
             scores = self._scores(word)
+            for feature, given in names.items():
+                if hits := sum(word in name.lower() for name in given):
+                    scores[feature] = scores.get(feature, 0.0) + _NAME * hits
             if number:
                 scores = {f: total[f] + s for f, s in scores.items() if f in total}
             total = scores
         order = sorted(total, key=lambda feature: (-total[feature], feature))[:count]
-        return [Found(feature, total[feature], self.names.get(feature, [])) for feature in order]
+        return [Found(feature, total[feature], names.get(feature, [])) for feature in order]
 
     def _scores(self, word: str) -> dict[int, float]:
         """Return the score of each feature that has the word in a stretch."""

@@ -1,6 +1,6 @@
 """Interventions: turn features up and down and see what they cause."""
 
-from monosemy.intervene.pair import SteeringPair
-from monosemy.intervene.steer import compare
+from monosemy.intervene.pair import SteeringPair, Written
+from monosemy.intervene.steer import clamped, compare, write_both
 
-__all__ = ["SteeringPair", "compare"]
+__all__ = ["SteeringPair", "Written", "clamped", "compare", "write_both"]

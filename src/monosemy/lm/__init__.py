@@ -2,7 +2,7 @@
 
 from monosemy.lm.hookpoints import HookPoint
 from monosemy.lm.hooks import Edit
-from monosemy.lm.lm import LM, Steerable
+from monosemy.lm.lm import LM, Continuation, Steerable
 from monosemy.lm.load import empty_model
 from monosemy.lm.replay import Replay
 from monosemy.lm.texts import chat_document, generate_documents
@@ -10,6 +10,7 @@ from monosemy.lm.unembedding import Unembedding
 
 __all__ = [
     "LM",
+    "Continuation",
     "Edit",
     "HookPoint",
     "Replay",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import BaseStreamer
 
 from monosemy.device import choose_device, fork_seed
 from monosemy.errors import UserError
@@ -36,6 +39,21 @@ class Steerable(Protocol):
     def steer(
         self, x: Tensor, *, feature: int, scale: float, positions: Tensor | None = None
     ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        tokens: ids [time], the prompt's in front; an end-of-text token that was written is there.
+        start: index of the first that was written.
+        text: what was written, without special tokens.
+    """
+
+    tokens: Int[Tensor, " time"]
+    start: int
+    text: str
 
 
 class LM:
@@ -392,13 +410,27 @@ class LM:
         Special tokens are left alone: features mean nothing there, and a changed BOS changes every
         token after it.
         """
+        steered = partial(dictionary.steer, feature=feature, scale=scale)
+        with self.edit_text(dictionary.hookpoint, steered):
+            yield
+
+    @contextmanager
+    def edit_text(self, hookpoint: str, change: Callable[..., Tensor]) -> Iterator[None]:
+        """Edit a hook point as `edit` does, telling where the text is.
+
+        `change(x, positions=...) -> x` gets bool [batch, time], false on special tokens; None where
+        the model was given no tokens.
+
+        Raises:
+            UserError: as `edit`.
+        """
         special = torch.tensor(sorted(self.special_ids), dtype=torch.long, device=self.device)
 
-        def steered(x: Tensor, tokens: Tensor | None) -> Tensor:
+        def changed(x: Tensor, tokens: Tensor | None) -> Tensor:
             positions = None if tokens is None else ~torch.isin(tokens, special.to(tokens.device))
-            return dictionary.steer(x, feature=feature, scale=scale, positions=positions)
+            return change(x, positions=positions)
 
-        with self.edit({dictionary.hookpoint: steered}):
+        with self.edit({hookpoint: changed}):
             yield
 
     # --- text -------------------------------------------------------------------------------
@@ -428,6 +460,31 @@ class LM:
     ) -> str:
         """Return the model's continuation of a prompt, without the prompt.
 
+        As `write`, whose arguments these are.
+
+        Raises:
+            UserError: as `write`.
+        """
+        return self.write(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            use_cache=use_cache,
+        ).text
+
+    def write(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 60,
+        temperature: float = 0.0,
+        seed: int = 0,
+        use_cache: bool = True,
+        heard: Callable[[str], None] | None = None,
+    ) -> Continuation:
+        """Continue a prompt.
+
         Stops at the end-of-text token, after `max_new_tokens`, or at the model's context limit.
         The model's own sampling defaults (top-p, repetition penalty) are not used, so that what
         an edit does is not mixed with what they do.
@@ -438,6 +495,8 @@ class LM:
             temperature: 0 takes the likeliest token each time; otherwise tokens are drawn.
             seed: of the draw.
             use_cache: keep keys and values; without, the text is the same and takes longer.
+            heard: called after every token with all that is written so far; what it raises ends
+                the writing. A character whose bytes are not all written yet shows as U+FFFD.
 
         Raises:
             UserError: not a generating model, one loaded in part, no tokenizer, or a prompt empty
@@ -463,14 +522,18 @@ class LM:
             use_cache=use_cache,
             pad_token_id=self._pad_id(),
         )
+        before = tokens[0].tolist()
+        streamer = _Streamer(lambda ids: heard(self._continuation(before, ids))) if heard else None
         generate: Any = self.model.generate
         with fork_seed(seed):
             output = generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
                 generation_config=settings,
+                streamer=streamer,
             )
-        return self._continuation(tokens[0].tolist(), output[0].tolist())
+        text = self._continuation(before, output[0].tolist())
+        return Continuation(output[0], len(before), text)
 
     def _room_after(self, tokens: Tensor) -> int:
         count, limit = tokens.shape[1], self.context_limit
@@ -536,6 +599,23 @@ class LM:
         if norm is not None:
             gain, centres = measure_norm(self._layout.modules[norm.path], norm.width)
         return Unembedding(weight, gain, None if bias is None else bias.detach().float(), centres)
+
+
+class _Streamer(BaseStreamer):
+    """Gathers the prompt's ids and those of each new token, and passes all on after each."""
+
+    def __init__(self, heard: Callable[[list[int]], None]) -> None:
+        self._ids: list[int] = []
+        self._heard = heard
+
+    def put(self, value: Tensor) -> None:
+        is_prompt = not self._ids
+        self._ids += value.flatten().tolist()
+        if not is_prompt:
+            self._heard(self._ids)
+
+    def end(self) -> None:
+        """All was passed on."""
 
 
 def _transformers_model(model: nn.Module) -> PreTrainedModel:

@@ -6,15 +6,15 @@ import json
 import re
 import shlex
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
-from monosemy.corpus import Corpus
 from monosemy.errors import UserError
-from monosemy.evaluation import Evaluation, SuiteResult, evaluate, open_dictionary_corpus
+from monosemy.evaluation import Evaluation, evaluate, open_dictionary_corpus
 from monosemy.interpret import Features, FeatureView, build_features, choose_features
 from monosemy.intervene import SteeringPair
 from monosemy.lm import LM
@@ -60,7 +60,7 @@ def report_run(
     """
     folder = Path(folder)
     dictionary = Dictionary.from_pretrained(folder)
-    history = _history(folder)
+    history = read_history(folder)
     lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
     dictionary.to(lm.device)
     corpus = open_dictionary_corpus(dictionary)
@@ -73,9 +73,9 @@ def report_run(
     can_steer = lm.is_causal and not dictionary.is_transcoder
     steering = choose_steering(lm, dictionary, views, prompt) if can_steer else []
     data = ReportData(
-        title=_title(dictionary, lm),
-        run=_facts(dictionary, lm, corpus, found) | (facts or {}),
-        curves=_curves(history),
+        title=run_title(dictionary, lm.name),
+        run=run_facts(dictionary, lm.name, corpus.name, found.context) | (facts or {}),
+        curves=training_curves(history),
         columns=found.table.columns,
         rows=found.table.rows,
         verdict=found.verdict,
@@ -131,7 +131,12 @@ def _variety(text: str) -> float:
     return packed + len(set(words)) / max(len(words), 1)
 
 
-def _history(folder: Path) -> list[dict[str, float]]:
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """Return what a run wrote down while it trained.
+
+    Raises:
+        UserError: there is nothing.
+    """
     path = folder / "train.jsonl"
     if not path.is_file():
         raise UserError(
@@ -141,18 +146,20 @@ def _history(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def _curves(history: list[dict[str, float]]) -> dict[str, tuple[list[int], list[float]]]:
+def training_curves(history: list[dict[str, float]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Return each figure of training over the tokens seen."""
     tokens = [int(line["tokens"]) for line in history]
     names = {"FVU": "fvu", "loss": "loss", "L0": "l0", "dead share": "dead_share"}
     return {name: (tokens, [line[key] for line in history]) for name, key in names.items()}
 
 
-def _title(dictionary: Dictionary, lm: LM) -> str:
+def run_title(dictionary: Dictionary, model: str) -> str:
+    """Say how many features of what a run found."""
     if not dictionary.is_transcoder:
-        return f"{dictionary.width:,} features of {dictionary.hookpoint} in {lm.name}"
+        return f"{dictionary.width:,} features of {dictionary.hookpoint} in {model}"
     return (
         f"{dictionary.width:,} features that explain {dictionary.explains} "
-        f"from {dictionary.hookpoint} in {lm.name}"
+        f"from {dictionary.hookpoint} in {model}"
     )
 
 
@@ -169,21 +176,34 @@ def _places(dictionary: Dictionary) -> dict[str, str]:
     }
 
 
-def _facts(dictionary: Dictionary, lm: LM, corpus: Corpus, found: SuiteResult) -> dict[str, str]:
+def run_facts(
+    dictionary: Dictionary, model: str, text: str, measured: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """Return what a run is, by name.
+
+    Args:
+        dictionary: its dictionary.
+        model: what to call the model.
+        text: what to call the text it was trained on.
+        measured: context of the suite `reconstruction`, if it ran.
+    """
     training: dict[str, Any] = dictionary.provenance.training
     facts = {
-        "model": lm.name,
+        "model": model,
         **_places(dictionary),
-        "text": corpus.name,
+        "text": text,
         "architecture": dictionary.coder.architecture.replace("_", " "),
         "features": f"{dictionary.width:,}",
         "L0": f"{dictionary.l0:.1f} on held-out text",
         "trained on": f"{training['tokens']:,} tokens in {training['seconds']:.0f} s",
-        "measured on": f"{found.context['tokens']:,} held-out tokens of "
-        f"{found.context['documents']} documents",
         "seed": str(training["seed"]),
     }
-    if ce := found.context["ce"]:
+    if measured is None:
+        return facts
+    facts["measured on"] = (
+        f"{measured['tokens']:,} held-out tokens of {measured['documents']} documents"
+    )
+    if ce := measured["ce"]:
         facts["CE"] = (
             f"{ce['original']:.3f} nats; mean-ablated {ce['mean']:.3f}, "
             f"zero-ablated {ce['zero']:.3f}"

@@ -23,7 +23,9 @@ class _Table:
 
 
 @dataclass(frozen=True, slots=True)
-class _Suite:
+class ShownSuite:
+    """What a suite found, ready for the template."""
+
     name: str
     title: str
     said: str
@@ -50,7 +52,7 @@ def evaluation_html(evaluation: Evaluation) -> str:
             title=f"How good are the features of {context['hookpoint']} in {context['model']}?",
             verdict=evaluation.verdict,
             facts=facts,
-            suites=[_suite(result) for result in evaluation.suites],
+            suites=[shown_suite(result) for result in evaluation.suites],
         )
     )
     return writable(html)
@@ -66,7 +68,8 @@ def write_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
     return Path(path)
 
 
-def _suite(result: SuiteResult) -> _Suite:
+def shown_suite(result: SuiteResult) -> ShownSuite:
+    """Make ready what a suite found: tables with intervals, and plots."""
     tables = [
         _Table(
             table.title,
@@ -77,7 +80,7 @@ def _suite(result: SuiteResult) -> _Suite:
     ]
     drawn = [(plot.title, _draw(plot)) for plot in result.plots]
     plots = [(title, plot) for title, plot in drawn if plot is not None]
-    return _Suite(result.suite, result.title, result.skipped or result.verdict, tables, plots)
+    return ShownSuite(result.suite, result.title, result.skipped or result.verdict, tables, plots)
 
 
 def _draw(plot: Plot) -> Scatter | None:

@@ -7,7 +7,7 @@ that text keeps its size on a phone. Only numbers reach the markup.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -144,10 +144,24 @@ class Histogram:
     is_log: bool
 
 
-def draw_histogram(edges: Sequence[float], counts: Sequence[int]) -> Histogram | None:
+def draw_histogram(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    *,
+    of: str = "activations",
+    unit: str = "tokens",
+    label: Callable[[float], str] = figure,
+) -> Histogram | None:
     """Draw a histogram whose bars take the colour of the activation they stand for.
 
     Counts are drawn on a logarithmic scale where a few bars would hide the others.
+
+    Args:
+        edges: n + 1, ascending.
+        counts: n.
+        of: what is counted by its size.
+        unit: what there are so many of.
+        label: writes an edge.
     """
     if not counts or max(counts) <= 0:
         return None
@@ -164,11 +178,11 @@ def draw_histogram(edges: Sequence[float], counts: Sequence[int]) -> Histogram |
         bars.append(
             f'<rect x="{x:.2f}" y="{100 - height:.1f}" width="{0.86 * width:.2f}" '
             f'height="{height:.1f}" opacity="{heat:.2f}">'
-            f"<title>{figure(left)} to {figure(right)}: {n:,} tokens</title></rect>"
+            f"<title>{label(left)} to {label(right)}: {n:,} {unit}</title></rect>"
         )
-    title = f"histogram of activations from {figure(low)} to {figure(high)}"
+    title = f"histogram of {of} from {label(low)} to {label(high)}"
     svg = Markup(_BOX).format(title, Markup("".join(bars)))
-    return Histogram(svg, figure(low), figure(high), is_log)
+    return Histogram(svg, label(low), label(high), is_log)
 
 
 def draw_intervals(values: Sequence[MetricValue | None]) -> Markup:

@@ -126,8 +126,7 @@ def sweep_html(rows: Sequence[SweepRow], fits: Sequence[ScalingFit] = (), refusa
     if not trained:
         raise UserError("there are no dictionaries to report on", "give the rows of at least one")
     places = list(dict.fromkeys(row.place for row in trained))
-    kinds = list(dict.fromkeys(row.architecture for row in trained))
-    tones = {kind: 1 + number % TONES for number, kind in enumerate(kinds)}
+    tones = _tones(rows)
     predictions = [fit.larger() for fit in fits]
     page = environment().get_template("sweep.html")
     html = page.render(
@@ -141,6 +140,20 @@ def sweep_html(rows: Sequence[SweepRow], fits: Sequence[ScalingFit] = (), refusa
         seeds=_seed_table(over_seeds(rows), tones),
     )
     return writable(html)
+
+
+def pareto_plots(rows: Sequence[SweepRow], name: str) -> list[Scatter]:
+    """Draw the dictionaries of a sweep at the hook point of one of them, against their L0."""
+    places = {row.place for row in rows if row.name == name}
+    here = [row for row in rows if row.place in places]
+    plots = [_pareto(here, figure, _tones(rows)) for figure in ("fvu", "recovered")]
+    return [plot for plot in plots if plot is not None]
+
+
+def _tones(rows: Sequence[SweepRow]) -> dict[str, int]:
+    """Return a colour for each architecture."""
+    kinds = dict.fromkeys(row.architecture for row in rows if not row.is_baseline)
+    return {kind: 1 + number % TONES for number, kind in enumerate(kinds)}
 
 
 def verdict(rows: Sequence[SweepRow]) -> str:

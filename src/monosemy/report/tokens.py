@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,22 +40,32 @@ class SeenToken:
 
 def seen_tokens(exemplar: Exemplar, maximum: float) -> list[SeenToken]:
     """The tokens of a context, with activations as shares of `maximum`, between 0 and 1."""
-    text = "".join(exemplar.tokens)
-    seen, start, at_line_start = [], 0, False
-    pairs = zip(exemplar.tokens, exemplar.activations, strict=True)
-    for index, (token, activation) in enumerate(pairs):
-        end = start + len(token)
-        pieces = []
-        for kind, stretch in _stretches(token, following=text[end : end + 1]) or [EMPTY]:
-            is_indent = kind == "text" and at_line_start and not stretch.strip(" ")
-            pieces.append(Piece("indent" if is_indent else kind, stretch))
-            at_line_start = kind in ("newline", "fold") or (
-                at_line_start and (is_indent or kind == "tab")
-            )
+    seen, at_line_start = [], False
+    for index, activation in enumerate(exemplar.activations):
+        token, folds = exemplar.tokens[index], is_folded(exemplar.tokens, index)
+        pieces, at_line_start = cut(token, folds, at_line_start)
         share = min(1.0, max(0.0, activation / maximum)) if maximum > 0 else 0.0
         seen.append(SeenToken(pieces, activation, share, index == exemplar.peak))
-        start = end
     return seen
+
+
+def is_folded(tokens: Sequence[str], index: int) -> bool:
+    """Say whether a token ends in a line break that another one follows."""
+    if not tokens[index].endswith("\n"):
+        return False
+    return next(filter(None, tokens[index + 1 :]), "").startswith("\n")
+
+
+def cut(token: str, folds: bool, at_line_start: bool) -> tuple[list[Piece], bool]:
+    """Cut a token into what is shown in one way; say too whether the next begins a line."""
+    pieces = []
+    for kind, stretch in _stretches(token, "\n" if folds else "") or [EMPTY]:
+        is_indent = kind == "text" and at_line_start and not stretch.strip(" ")
+        pieces.append(Piece("indent" if is_indent else kind, stretch))
+        at_line_start = kind in ("newline", "fold") or (
+            at_line_start and (is_indent or kind == "tab")
+        )
+    return pieces, at_line_start
 
 
 def visible(token: str) -> str:
