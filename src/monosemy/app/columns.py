@@ -81,12 +81,15 @@ def score_of(row: dict[str, Any]) -> float | None:
     return None
 
 
-def label(index: Index, feature: int) -> str:
-    """Return a feature's first name, else the tokens on which it fires most."""
-    if names := index.names.get(feature):
-        return names[0]
-    ids = peak_tokens(index, np.array([feature]))[0]
-    return "  ".join(word(index, i) for i in ids.tolist() if i >= 0)
+def labels(index: Index, features: Sequence[int]) -> list[str]:
+    """Return each feature's first name, else the tokens on which it fires most."""
+    names, ids = index.names, peak_tokens(index, np.array(features, np.int64)).tolist()
+    return [
+        names[feature][0]
+        if feature in names
+        else "  ".join(word(index, i) for i in tokens if i >= 0)
+        for feature, tokens in zip(features, ids, strict=True)
+    ]
 
 
 def word(index: Index, token: int) -> str:
