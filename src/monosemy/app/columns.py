@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from monosemy.app.runs import OpenRun
 from monosemy.index import Index, read_names
-from monosemy.report.tokens import visible
 
 PEAKS = 3
 """Tokens shown of each feature."""
@@ -88,18 +86,14 @@ def label(index: Index, feature: int) -> str:
 
 
 def labels(index: Index, features: Sequence[int]) -> list[str]:
-    """Return what some features are called, as `label` does."""
+    """Return each feature's first name, else the tokens on which it fires most."""
     names, ids = index.names, peak_tokens(index, np.array(features, np.int64)).tolist()
-    peaks = ("  ".join(word(index, i) for i in row if i >= 0) for row in ids)
     return [
-        names[feature][0] if names.get(feature) else tokens
-        for feature, tokens in zip(features, peaks, strict=True)
+        names[feature][0]
+        if feature in names
+        else "  ".join(word(index, i) for i in tokens if i >= 0)
+        for feature, tokens in zip(features, ids, strict=True)
     ]
-
-
-@lru_cache(2**16)
-def _visible(text: str) -> str:
-    return visible(text)
 
 
 def word(index: Index, token: int) -> str:
