@@ -10,6 +10,7 @@ import numpy as np
 
 from monosemy.app.runs import OpenRun
 from monosemy.index import Index, read_names
+from monosemy.report.tokens import visible
 
 PEAKS = 3
 """Tokens shown of each feature."""
@@ -75,7 +76,7 @@ def score_of(row: dict[str, Any]) -> float | None:
         if isinstance(row.get(name), int | float):
             return round(float(row[name]), 4)
     for scorer in (row.get("scores") or {}).values():
-        for figure in scorer.get("own", {}).get("figures", {}).values():
+        for figure in scorer.get("dictionary", {}).get("figures", {}).values():
             return round(float(figure["value"]), 4)
     return None
 
@@ -99,7 +100,7 @@ def labels(index: Index, features: Sequence[int]) -> list[str]:
 def word(index: Index, token: int) -> str:
     """Return a token's text, made visible; its number where there is no tokenizer."""
     vocabulary = index.text.vocabulary
-    return _visible(vocabulary[token]) if token < len(vocabulary) else str(token)
+    return visible(vocabulary[token]) if token < len(vocabulary) else str(token)
 
 
 def peak_tokens(index: Index, features: np.ndarray) -> np.ndarray:

@@ -12,8 +12,7 @@ import numpy as np
 from monosemy.app.columns import labels
 from monosemy.app.runs import OpenRun
 from monosemy.index import Exemplar, Index, read_names
-from monosemy.interpret import FeatureView
-from monosemy.interpret.features import LENS
+from monosemy.interpret import LENS, FeatureView
 from monosemy.interpret.graph import START, WILDCARD
 from monosemy.report.numbers import figure
 from monosemy.report.tokens import visible

@@ -13,10 +13,19 @@ from typing import Annotated
 import tyro
 
 from monosemy.cli.console import console, open_dictionary, open_text
-from monosemy.corpus import Part
+from monosemy.corpus import LabelledCorpus, Part, open_labels
 from monosemy.errors import UserError
 from monosemy.index import TOKENS, Index, look
-from monosemy.interpret import Features, join_features
+from monosemy.interpret import (
+    ConceptTable,
+    Features,
+    choose_features,
+    describe,
+    join_features,
+    write_map,
+    write_patterns,
+)
+from monosemy.report.terminal import concept_line
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,15 @@ class Command:
     """Of the text: `held_out`, which training never saw, `train` or `all`."""
     tokens: int = TOKENS
     """Tokens to look at."""
+    labels: str | None = None
+    """Labelled text to look at instead: its labels name features. A .jsonl, .csv, .parquet, a
+    folder of them, a Hugging Face data set. Default: the syntax of Python source."""
+    label: str | None = None
+    """Column of `--labels` that holds the label."""
+    map: bool = False
+    """Also draw a map of all features, and cluster them."""
+    patterns: int = 20
+    """Of so many of the most telling features, find the patterns of tokens they fire on (N2G)."""
     shard: str | None = None
     """Only this share of the documents, such as `2/4`; join when all are done."""
     join: bool = False
@@ -45,27 +63,45 @@ class Command:
     """`cpu`, `cuda`, `mps`; default the best there is."""
 
     def run(self) -> None:
-        """Make it, and say what it holds."""
-        folder = self.run_folder / "index"
+        """Make it, find out what can be found out by looking up, and say what it holds."""
         if self.verify:
             index = Index.open(self.run_folder)
             index.verify()
             console.print(f"{index}\nevery file is as it was written")
             return
         dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
+        folder, labels = self.run_folder / "index", self._labels()
         if not self.join:
-            text = open_text(dictionary, self.data, self.column)
+            text = labels or open_text(dictionary, self.data, self.column)
             shard = _shard(self.shard)
             look(dictionary, lm, text, folder, part=self.part, tokens=self.tokens, shard=shard)
             if self.shard is not None:
                 console.print(f"shard {self.shard} is done; when all are: --join")
                 return
-        features: Features = join_features(dictionary, lm, folder)
+        features = join_features(dictionary, lm, folder)
+        found = describe(features.index, lm, dictionary, labels)
+        if self.map:
+            write_map(features.index)
+        if self.patterns and lm.is_causal:
+            write_patterns(features.index, lm, dictionary, choose_features(features, self.patterns))
+        self._say(features, found)
+
+    def _labels(self) -> LabelledCorpus | None:
+        if self.labels is None:
+            return None
+        if self.data is not None:
+            raise UserError("both --data and --labels", "the labelled text is what is looked at")
+        return open_labels(self.labels, column=self.column, label=self.label)
+
+    def _say(self, features: Features, found: ConceptTable | None) -> None:
+        folder = self.run_folder / "index"
         size = sum(path.stat().st_size for path in folder.iterdir())
         console.print(f"{features.index}\n{folder}, {size / 1e6:,.0f} MB")
+        if found is not None:
+            console.print(concept_line(found))
         console.print(
             f"look with: monosemy features {self.run_folder}, monosemy search {self.run_folder} "
-            f"WORDS",
+            f"WORDS, monosemy app {self.run_folder}",
             style="dim",
         )
 

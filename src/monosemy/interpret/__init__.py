@@ -10,6 +10,18 @@ from monosemy.interpret.concepts import (
     label_places,
     score_features,
 )
+from monosemy.interpret.describe import (
+    CONCEPTS,
+    COVERAGE,
+    LENS,
+    MAP,
+    PATTERNS,
+    SIMILAR,
+    describe,
+    write_concepts,
+    write_map,
+    write_patterns,
+)
 from monosemy.interpret.families import (
     FiringParents,
     Parents,
@@ -32,7 +44,13 @@ from monosemy.interpret.similar import (
 )
 
 __all__ = [
+    "CONCEPTS",
+    "COVERAGE",
+    "LENS",
+    "MAP",
     "NO_CONCEPT",
+    "PATTERNS",
+    "SIMILAR",
     "CoActivation",
     "ConceptTable",
     "Exemplar",
@@ -55,6 +73,7 @@ __all__ = [
     "cluster_features",
     "cluster_inputs",
     "collect_firings",
+    "describe",
     "explain_features",
     "join_features",
     "label_index",
@@ -68,4 +87,7 @@ __all__ = [
     "parents_by_direction",
     "score_features",
     "vocabulary_lens",
+    "write_concepts",
+    "write_map",
+    "write_patterns",
 ]

@@ -14,10 +14,8 @@ import numpy as np
 from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, Part
 from monosemy.index import FeatureView, Index, join_index, look
-from monosemy.interpret.logit_lens import vocabulary_lens
+from monosemy.interpret.describe import LENS, write_lens
 from monosemy.lm import LM
-
-LENS = "lens"
 
 
 class Features:
@@ -137,6 +135,5 @@ def join_features(dictionary: Dictionary, lm: LM, folder: str | Path) -> Feature
         UserError: as `join_index`.
     """
     index = join_index(lm, folder)
-    if lm.tokenizer is not None:
-        index.write_arrays(LENS, vocabulary_lens(lm, dictionary))
+    write_lens(index, lm, dictionary)
     return Features(index)

@@ -12,6 +12,7 @@ from rich.text import Text
 from monosemy.evaluation import SuiteResult
 from monosemy.evaluation import Table as Figures
 from monosemy.index.view import Exemplar, FeatureView
+from monosemy.interpret import ConceptTable
 from monosemy.intervene.pair import SteeringPair
 from monosemy.report.numbers import MISSING, count, figure, metric_cells, percent
 from monosemy.report.page import split_pair
@@ -181,6 +182,15 @@ def _context(exemplar: Exemplar, maximum: float) -> Text:
                 text.append(piece.text, style)
     text.rstrip()
     return text
+
+
+def concept_line(found: ConceptTable) -> str:
+    """Say how many features stand for a concept that is known, and how many concepts for one."""
+    c = found.coverage
+    return (
+        f"{c['labelled']:.0%} of {c['live']:,.0f} live features have a name; {c['covered']:.0%} of "
+        f"{c['concepts']:.0f} concepts neither rare nor everywhere have a feature (held out)"
+    )
 
 
 def context_line(exemplar: Exemplar, maximum: float, before: int = 24) -> Text:

@@ -1,0 +1,145 @@
+"""All that can be found out about features by look-ups in their index, kept beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from monosemy.artefact import write_text
+from monosemy.coders import Dictionary
+from monosemy.corpus import LabelledCorpus
+from monosemy.errors import UserError
+from monosemy.index import Index
+from monosemy.interpret.concepts import ConceptTable, label_index, score_features
+from monosemy.interpret.firings import Firings, TokenRows
+from monosemy.interpret.graph import as_read
+from monosemy.interpret.logit_lens import vocabulary_lens
+from monosemy.interpret.map import CLUSTERS, cluster_features, map_features
+from monosemy.interpret.n2g import activate_in, explain_features
+from monosemy.interpret.similar import nearest_by_activation, nearest_by_direction
+from monosemy.lm import LM
+
+LENS, SIMILAR, MAP, CONCEPTS, PATTERNS = "lens", "similar", "map", "concepts", "patterns"
+"""Names of what is kept: arrays the first three, tables the others."""
+COVERAGE = "concepts.json"
+"""Each concept's best features, and how many concepts and features go together."""
+
+_NEIGHBOURS = 15
+_FEATURES_A_CLUSTER = 32
+
+
+def describe(
+    index: Index, lm: LM, dictionary: Dictionary, labels: LabelledCorpus | None = None
+) -> ConceptTable | None:
+    """Find out what features write, which are alike, and which stand for known concepts.
+
+    Returns:
+        Features against concepts: those of the labels, else of Python source; None where the text
+        is neither.
+
+    Raises:
+        UserError: labels are given, and fewer than two documents have any.
+    """
+    write_lens(index, lm, dictionary)
+    write_similar(index, dictionary)
+    if labels is not None:
+        return write_concepts(index, labels)
+    try:
+        return write_concepts(index)
+    except UserError:
+        return None
+
+
+def firings_of(index: Index) -> Firings:
+    """Return an index's entries; nothing is copied."""
+    return Firings(index.offsets, index.places, index.values)
+
+
+def write_lens(index: Index, lm: LM, dictionary: Dictionary) -> None:
+    """Keep what features are to the vocabulary: `vocabulary_lens`, as arrays `lens`."""
+    if lm.tokenizer is not None:
+        index.write_arrays(LENS, vocabulary_lens(lm, dictionary))
+
+
+def write_similar(index: Index, dictionary: Dictionary) -> None:
+    """Keep who is like whom, as arrays `similar`: `decoder` by direction, `coactive` by firing.
+
+    Each has `NAME_ids` [width, 15], nearest first, -1 where there are fewer, and `NAME_scores`:
+    cosine, and Jaccard index of the tokens on which they fire.
+    """
+    counted = np.flatnonzero(index.text.counted)
+    decoder = nearest_by_direction(dictionary.coder.W_dec, _NEIGHBOURS)
+    together = nearest_by_activation(firings_of(index), counted, _NEIGHBOURS)
+    arrays = {}
+    for name, found in (("decoder", decoder), ("coactive", together.jaccard)):
+        arrays[f"{name}_ids"], arrays[f"{name}_scores"] = found.features, found.scores
+    index.write_arrays(SIMILAR, arrays)
+
+
+def write_map(index: Index, *, seed: int = 0) -> None:
+    """Keep where each feature lies on a map and in which cluster, as arrays `map`.
+
+    By the correlation of what fires together: `xy` [width, 2], NaN for features that never fire,
+    and `cluster` [width], -1 for none.
+
+    Raises:
+        UserError: a package is missing (`monosemy[map]`), or too few features fire.
+    """
+    counted = np.flatnonzero(index.text.counted)
+    together = nearest_by_activation(firings_of(index), counted, _NEIGHBOURS).correlation
+    fires = index.counts > 0
+    clusters = min(CLUSTERS, max(int(fires.sum()) // _FEATURES_A_CLUSTER, 2))
+    cluster = cluster_features(together, clusters, seed=seed).astype(np.int32)
+    index.write_arrays(MAP, {"xy": map_features(together, fires, seed=seed), "cluster": cluster})
+
+
+def write_concepts(index: Index, labels: LabelledCorpus | None = None) -> ConceptTable:
+    """Name features by what is known to be true of the text: table `concepts`, and its inverse.
+
+    Args:
+        index: of Python source, or of the labelled text.
+        labels: what is true of that; None: the syntax of Python source.
+
+    Raises:
+        UserError: fewer than two documents have labels.
+    """
+    if labels is None:
+        places = label_index(index)
+    else:
+        places = label_index(index, labels.spans, labels.classes)
+    table = score_features(firings_of(index), places)
+    index.write_table(CONCEPTS, table.rows())
+    found = {"coverage": table.coverage, "concepts": list(table.concepts())}
+    write_text(index.folder / COVERAGE, json.dumps(found, indent=1) + "\n")
+    return table
+
+
+def write_patterns(
+    index: Index, lm: LM, dictionary: Dictionary, features: Sequence[int], *, seed: int = 0
+) -> None:
+    """Keep the patterns of tokens (N2G) that some features fire on, beside those known before.
+
+    Raises:
+        UserError: the model does not predict the next token: patterns look back from a token.
+    """
+    if not lm.is_causal or lm.tokenizer is None:
+        raise UserError(
+            f"{lm.name} does not predict the next token, and patterns look back from one",
+            "leave the patterns out",
+        )
+    bos = lm.tokenizer.bos_token_id
+    shape = (-1, index.text.context)
+    ids, document, counted = (
+        np.asarray(a).reshape(shape)
+        for a in (index.text.ids, index.text.document, index.text.counted)
+    )
+    read = as_read(ids, bos, (document >= 0) | (ids == bos))
+    rows = TokenRows(read.astype(np.int32), counted, document)
+    activate = activate_in(lm, dictionary.hookpoint, dictionary.coder, bos=bos)
+    graphs = explain_features(rows, firings_of(index), features, activate, bos=bos, seed=seed)
+    known = dict(index.table(PATTERNS))
+    for feature, graph in zip(features, graphs, strict=True):
+        known[feature] = {"feature": feature, **graph.to_dict()}
+    index.write_table(PATTERNS, [known[feature] for feature in sorted(known)])
