@@ -7,7 +7,7 @@ Its codes are random: a feature fires anywhere, on a share of tokens that falls 
 32 features a token. Names, explanations, neighbours and logit weights are random too, and there
 for every feature, so that its page has everything to show. The server runs in a process of its
 own; pages of random features are asked for one after the other over one connection, and timed
-there, from asking to the last byte. The first page is timed in headless Chromium, freshly started:
+here, from asking to the last byte. The first page is timed in headless Chromium, freshly started:
 from the navigation to the load event or the first contentful paint, whichever is later.
 """
 
@@ -48,13 +48,12 @@ def main():
         index = make_run(run, width, tokens)
         print(f"{index}\nmade in {time.perf_counter() - began:.0f} s")
         with Server(run) as server:
-            times = feature_pages(server.port, width, asked)
-            print(f"median {1e3 * statistics.median(times):.1f} ms, longest {1e3 * max(times):.1f}")
-            print(f"columns of the list: {timed_get(server.port, '/wide/data/features.js'):.2f} s")
-            for _ in range(2):
-                seconds = timed_get(server.port, "/wide/features/search?q=lock")
-                print(f"a search: {seconds:.2f} s")
             first = first_page(server.port, Path(folder) / "profile") if BROWSER else None
+            for times in ("the first", "another"):
+                seconds = timed_get(server.port, "/wide/features/search?q=lock")
+                print(f"{times} search: {seconds:.2f} s")
+            print(f"columns of the list: {timed_get(server.port, '/wide/data/features.js'):.2f} s")
+            times = feature_pages(server.port, width, asked)
     claims = [
         Claim("feature_page_median_ms", 1e3 * statistics.median(times), 10, "ms", False),
         Claim("feature_page_p99_ms", 1e3 * float(np.quantile(times, 0.99)), 50, "ms", False),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,30 +81,21 @@ def score_of(row: dict[str, Any]) -> float | None:
     return None
 
 
-def label(index: Index, feature: int) -> str:
-    """Return a feature's first name, else the tokens on which it fires most."""
-    return labels(index, [feature])[0]
-
-
 def labels(index: Index, features: Sequence[int]) -> list[str]:
-    """Return what some features are called, as `label` does."""
+    """Return each feature's first name, else the tokens on which it fires most."""
     names, ids = index.names, peak_tokens(index, np.array(features, np.int64)).tolist()
-    peaks = ("  ".join(word(index, i) for i in row if i >= 0) for row in ids)
     return [
-        names[feature][0] if names.get(feature) else tokens
-        for feature, tokens in zip(features, peaks, strict=True)
+        names[feature][0]
+        if feature in names
+        else "  ".join(word(index, i) for i in tokens if i >= 0)
+        for feature, tokens in zip(features, ids, strict=True)
     ]
-
-
-@lru_cache(2**16)
-def _visible(text: str) -> str:
-    return visible(text)
 
 
 def word(index: Index, token: int) -> str:
     """Return a token's text, made visible; its number where there is no tokenizer."""
     vocabulary = index.text.vocabulary
-    return _visible(vocabulary[token]) if token < len(vocabulary) else str(token)
+    return visible(vocabulary[token]) if token < len(vocabulary) else str(token)
 
 
 def peak_tokens(index: Index, features: np.ndarray) -> np.ndarray:

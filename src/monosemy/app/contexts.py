@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from markupsafe import Markup, escape
@@ -22,11 +23,27 @@ def context_html(exemplar: Exemplar, maximum: float) -> Markup:
     at_line_start = False
     pairs = zip(exemplar.tokens, exemplar.activations, strict=True)
     for index, (token, activation) in enumerate(pairs):
-        text, at_line_start = _text(token, is_folded(exemplar.tokens, index), at_line_start)
+        folds = token[-1:] == "\n" and is_folded(exemplar.tokens, index)
+        text, at_line_start = _text(token, folds, at_line_start)
         if activation > 0 or index == exemplar.peak:
             text = _firing(text, activation, maximum, index == exemplar.peak)
         shown.append(text)
     return Markup("".join(shown))
+
+
+def contexts_html(contexts: Sequence[tuple[str, Exemplar]], maximum: float) -> Markup:
+    """Return contexts as items of a list, each with the figure it was chosen by."""
+    return Markup("\n".join(_item(shown, exemplar, maximum) for shown, exemplar in contexts))
+
+
+def _item(shown: str, exemplar: Exemplar, maximum: float) -> str:
+    name = escape(exemplar.document)
+    return (
+        f'<li><span class="ms-peak">{shown}</span>\n'
+        f'<span class="ms-doc" title="{name}">{name}</span>\n'
+        f'<pre class="ms-text" data-place="{exemplar.place}">'
+        f"{context_html(exemplar, maximum)}</pre></li>"
+    )
 
 
 def _firing(text: str, activation: float, maximum: float, is_peak: bool) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from monosemy.app.columns import label
+from monosemy.app.columns import labels
 from monosemy.app.runs import OpenRun
 from monosemy.index import Exemplar, Index, read_names
 from monosemy.interpret import FeatureView
@@ -160,10 +160,9 @@ def _neighbours(index: Index, feature: int) -> list[Neighbours]:
     found = []
     for title, note, name in _NEIGHBOURS:
         if f"{name}_ids" in arrays:
-            ids = arrays[f"{name}_ids"][feature][:NEAREST].tolist()
-            scores = arrays[f"{name}_scores"][feature][:NEAREST].tolist()
-            pairs = zip(ids, scores, strict=True)
-            near = [(other, label(index, other), score) for other, score in pairs if other >= 0]
+            ids = [f for f in arrays[f"{name}_ids"][feature].tolist() if f >= 0][:NEAREST]
+            scores = arrays[f"{name}_scores"][feature].tolist()
+            near = list(zip(ids, labels(index, ids), scores, strict=False))
             found.append(Neighbours(title, note, near))
     return [neighbours for neighbours in found if neighbours.features]
 

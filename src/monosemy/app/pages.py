@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 
-from monosemy.app.contexts import context_html
+from monosemy.app.contexts import contexts_html
 from monosemy.app.runs import OpenRun
 from monosemy.errors import UserError
 from monosemy.report.card import environment, stylesheet, writable
@@ -162,5 +162,5 @@ def _environment() -> Environment:
     report = environment()
     assert report.loader is not None
     env = report.overlay(loader=ChoiceLoader([FileSystemLoader(_TEMPLATES), report.loader]))
-    env.globals["context_html"] = context_html
+    env.globals["contexts_html"] = contexts_html
     return env

@@ -6,7 +6,9 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
@@ -14,6 +16,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from monosemy.app import compare, feature_map, features, overview, prompt, steer
+from monosemy.app.columns import named_by
 from monosemy.app.pages import STATIC, error_page, report_css, runs_page
 from monosemy.app.runs import OpenRun, open_runs
 from monosemy.errors import UserError
@@ -105,13 +108,26 @@ def serve(folders: Sequence[Path], *, port: int = 8440, browser: bool = True) ->
     sys.stderr.write(f"showing {', '.join(app.state.runs)} at {address}\nctrl-c ends it\n")
     if browser:
         webbrowser.open(address)
+    Thread(target=_warm, args=(app.state.runs,), daemon=True).start()
     config = uvicorn.Config(app, log_level="warning", server_header=False)
     uvicorn.Server(config).run(sockets=[listening])
 
 
+def _warm(runs: dict[str, OpenRun]) -> None:
+    """Read what the first pages and the first search need, before somebody waits for it."""
+    indices = []
+    for run in runs.values():
+        with suppress(UserError):
+            indices.append(run.features.index)
+            named_by(indices[-1])
+    for index in indices:
+        index.search("")
+
+
 def _listen(port: int) -> socket.socket:
     for tried in range(port, port + 20):
-        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # The protocol is named, for asyncio sends what is small at once only where it is.
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, tried))

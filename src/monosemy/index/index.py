@@ -485,14 +485,14 @@ class Index:
 
     @property
     def names(self) -> dict[int, list[str]]:
-        """What each feature is called: by people, else by explanations, else by concepts."""
+        """What each is called: by people, the latest first, then by explanations, by concepts."""
         files = (HUMAN, *(f"{table}.jsonl" for table, _ in _NAMING))
         return self._kept("names", [self.folder / file for file in files], self._names)
 
     def _names(self) -> dict[int, list[str]]:
         names: dict[int, list[str]] = {}
         for feature, given in read_names(self.folder).items():
-            names[feature] = [name.name for name in given]
+            names[feature] = [name.name for name in reversed(given)]
         for table, column in _NAMING:
             for feature, row in self.table(table).items():
                 if row.get(column):

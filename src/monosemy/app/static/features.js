@@ -180,7 +180,8 @@ function draw() {
     const place = first + ((i - first) % pool.length + pool.length) % pool.length;
     const row = pool[i];
     row.hidden = place >= last;
-    if (!row.hidden) fill(row, place);
+    if (row.hidden) row.setAttribute("aria-selected", "false");
+    else fill(row, place);
   }
   if (chosen >= first && chosen < last) grid.setAttribute("aria-activedescendant", "row-" + chosen);
   else grid.removeAttribute("aria-activedescendant");
