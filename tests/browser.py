@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-KEYS = {"ArrowDown": 40, "ArrowUp": 38, "Enter": 13, "End": 35, "Home": 36, "/": 191}
+KEYS = {
+    "ArrowDown": 40,
+    "ArrowUp": 38,
+    "Enter": 13,
+    "End": 35,
+    "Home": 36,
+    "/": 191,
+    "ArrowRight": 39,
+}
 
 
 class Browser:
@@ -97,6 +105,13 @@ class Browser:
             values = {"key": key, "windowsVirtualKeyCode": code}
             self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **values)
             self.send("Input.dispatchKeyEvent", type="keyUp", **values)
+
+    def point(self, x: float, y: float, *, click: bool = False) -> None:
+        """Move the mouse to a place of the window, and click there."""
+        kinds = ["mouseMoved", *(["mousePressed", "mouseReleased"] if click else [])]
+        for kind in kinds:
+            button = "none" if kind == "mouseMoved" else "left"
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1)
 
     def type(self, text: str) -> None:
         """Type text where the focus is."""

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
-from chromium import PROGRAM, Tab, chromium
+from browser import BROWSER, Browser
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,7 +45,7 @@ from monosemy.training import train
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 191 }}"
 PROMPT = "def read_file(path):\n    "
-needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on PATH")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
 
 
 class Site:
@@ -578,8 +578,8 @@ def test_every_input_has_a_label_and_every_button_a_name(site: Site, address: st
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with chromium(tmp_path_factory.mktemp("profile")) as tab:
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as tab:
         yield tab
 
 
@@ -588,25 +588,25 @@ def address(site: Site, path: str) -> str:
 
 
 @needs_browser
-def test_steering_streams_into_the_page(site: Site, tab: Tab) -> None:
+def test_steering_streams_into_the_page(site: Site, tab: Browser) -> None:
     run = site.runs["run-0"]
     asked = {"features": f"{strong(run)[0]}:2", "prompt": PROMPT, "tokens": 8}
     tab.open(address(site, f"run-0/steer?{urlencode(asked)}"))
-    tab.until("document.querySelector('#outcome table')")
+    tab.wait("document.querySelector('#outcome table')")
     expected = PROMPT + run.lm.generate(PROMPT, max_new_tokens=8)
     assert tab.run("document.getElementById('original').textContent") == expected
     assert tab.run("document.querySelectorAll('#rows [type=number]').length") == 1
-    assert not tab.errors
+    assert not tab.messages
 
 
 @needs_browser
-def test_the_stop_button_stops_the_model(site: Site, tab: Tab) -> None:
+def test_the_stop_button_stops_the_model(site: Site, tab: Browser) -> None:
     run = site.runs["run-0"]
     handle = run.lm.model.register_forward_hook(lambda *_: time.sleep(0.05))
     tab.open(address(site, f"run-0/steer?{urlencode({'prompt': 'def', 'tokens': 50})}"))
-    tab.until("document.getElementById('original').textContent.length > 6")
+    tab.wait("document.getElementById('original').textContent.length > 6")
     tab.run("document.getElementById('stop').click()")
-    tab.until("document.getElementById('status').textContent === 'Stopped.'")
+    tab.wait("document.getElementById('status').textContent === 'Stopped.'")
     begun = time.monotonic()
     with run.model:
         assert time.monotonic() - begun < 1.5
@@ -614,48 +614,51 @@ def test_the_stop_button_stops_the_model(site: Site, tab: Tab) -> None:
 
 
 @needs_browser
-def test_tokens_are_reached_by_keys(site: Site, tab: Tab) -> None:
+def test_tokens_are_reached_by_keys(site: Site, tab: Browser) -> None:
     tab.open(address(site, f"run-0/prompt?{urlencode({'text': PROMPT + HOSTILE})}"))
     tab.run("document.querySelector('#tokens a').focus()")
-    tab.key("ArrowRight", 39)
+    tab.press("ArrowRight")
     assert tab.run("document.activeElement.hash") == "#t1"
     features = tab.run("[...document.querySelectorAll('#panel a')].map(a => a.textContent)")
     fired = read_prompt(site.runs["run-0"], PROMPT + HOSTILE).fired
     assert features == [str(f) for f, _ in fired.by_token[1][:5]]
     assert tab.run("document.querySelectorAll('#tokens img, #tokens script').length") == 0
-    assert not tab.errors
+    assert not tab.messages
 
 
 @needs_browser
-def test_no_page_is_wider_than_a_phone(site: Site, tab: Tab) -> None:
+def test_no_page_is_wider_than_a_phone(site: Site, tab: Browser) -> None:
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    tab.send("Emulation.setDeviceMetricsOverride", **phone)
     for path in ("prompt?text=def", "steer?features=1:0", "map", "compare?b=run-0&text=def"):
-        tab.open(address(site, f"run-1/{path}"), 390, 800)
+        tab.open(address(site, f"run-1/{path}"))
         assert tab.run("document.documentElement.scrollWidth") == 390, path
-        assert not tab.errors
+        assert not tab.messages
+    tab.send("Emulation.clearDeviceMetricsOverride")
 
 
 @needs_browser
-def test_a_click_on_the_map_goes_to_the_feature(site: Site, tab: Tab) -> None:
+def test_a_click_on_the_map_goes_to_the_feature(site: Site, tab: Browser) -> None:
     tab.open(address(site, "run-1/map"))
-    tab.until("document.getElementById('map').dataset.drawn")
+    tab.wait("document.getElementById('map').dataset.drawn")
     chosen = tab.run("feature[7]")
     tab.run("document.getElementById('map').scrollIntoView({behavior: 'instant'})")
     box = tab.run("(({x, y}) => [x, y])(canvas.getBoundingClientRect())")
     tab.run("(view.x = xy[14], view.y = xy[15], zoom(30))")
-    tab.mouse("mouseMoved", *middle(tab, box))
-    tab.until("!tip.hidden")
+    tab.point(*middle(tab, box))
+    tab.wait("!tip.hidden")
     assert tab.run("tip.textContent").startswith(f"Feature {chosen}")
-    tab.mouse("click", *middle(tab, box))
-    tab.until(f"location.pathname === '/run-1/features/{chosen}'")
+    tab.point(*middle(tab, box), click=True)
+    tab.wait(f"location.pathname === '/run-1/features/{chosen}'")
 
 
-def middle(tab: Tab, box: list[float]) -> tuple[float, float]:
+def middle(tab: Browser, box: list[float]) -> tuple[float, float]:
     width, height = tab.run("[width, height]")
     return box[0] + width / 2, box[1] + height / 2
 
 
 @needs_browser
-def test_the_map_draws_65536_features_at_once(site: Site, tab: Tab, tmp_path: Path) -> None:
+def test_the_map_draws_65536_features_at_once(site: Site, tab: Browser, tmp_path: Path) -> None:
     """The script of the page, with the points of a wide dictionary in their place."""
     count = 65_536
     rng = np.random.default_rng(0)
@@ -681,7 +684,7 @@ def test_the_map_draws_65536_features_at_once(site: Site, tab: Tab, tmp_path: Pa
     path = tmp_path / "map.html"
     path.write_text(page.replace("</body>", f"{style}{scripts}</body>"))
     tab.open(path.as_uri())
-    tab.until("document.getElementById('map').dataset.drawn === '65536'")
+    tab.wait("document.getElementById('map').dataset.drawn === '65536'")
     drawn = (
         "[...context.getImageData(0, 0, 900, 600).data].filter((v, i) => i % 4 === 3 && v).length"
     )
@@ -698,4 +701,4 @@ def test_the_map_draws_65536_features_at_once(site: Site, tab: Tab, tmp_path: Pa
         "nearest(900 * Math.random(), 600 * Math.random()); return performance.now() - t })()"
     )
     assert hover < 1000  # a millisecond each
-    assert not tab.errors
+    assert not tab.messages

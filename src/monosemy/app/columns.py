@@ -81,11 +81,6 @@ def score_of(row: dict[str, Any]) -> float | None:
     return None
 
 
-def label(index: Index, feature: int) -> str:
-    """Return a feature's first name, else the tokens on which it fires most."""
-    return labels(index, [feature])[0]
-
-
 def labels(index: Index, features: Sequence[int]) -> list[str]:
     """Return each feature's first name, else the tokens on which it fires most."""
     names, ids = index.names, peak_tokens(index, np.array(features, np.int64)).tolist()

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from monosemy.app.asked import Form, as_number, number, text, whole
-from monosemy.app.columns import label
+from monosemy.app.columns import labels
 from monosemy.app.pages import ThisRun, page
 from monosemy.app.runs import OpenRun
 from monosemy.errors import UserError
@@ -218,7 +218,7 @@ def figures(original: Written, steered: Written) -> list[tuple[str, str, str]]:
 
 def _called(run: OpenRun, feature: int) -> str:
     try:
-        return label(run.features.index, feature)
+        return labels(run.features.index, [feature])[0]
     except UserError:  # steering needs no index
         return ""
 
