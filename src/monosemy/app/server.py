@@ -12,8 +12,10 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
 from monosemy.app import compare, feature_map, features, overview, prompt, steer
 from monosemy.app.columns import named_by
@@ -51,6 +53,8 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     app.state.runs = open_runs(folders)
     app.middleware("http")(_guard)
     app.exception_handler(UserError)(_explain)
+    app.exception_handler(HTTPException)(_refuse)
+    app.exception_handler(RequestValidationError)(_refuse)
     app.get("/static/report.css")(_report_css)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.get("/")(_home)
@@ -76,6 +80,14 @@ async def _explain(request: Request, error: Exception) -> Response:
     if "text/html" in request.headers.get("accept", ""):
         return error_page(request, error)
     return JSONResponse({"error": error.message, "hint": error.hint}, 400)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Say that there is no such page, in the same way."""
+    path = request.url.path
+    response = await _explain(request, UserError(f"there is no page `{path}`", "start at /"))
+    response.status_code = getattr(error, "status_code", 404)
+    return response
 
 
 async def _report_css() -> Response:
