@@ -35,7 +35,7 @@ from monosemy.index import (
 )
 from monosemy.index.examples import QUANTILES, Rows, _peaks
 from monosemy.index.join import join_parts
-from monosemy.index.part import Part
+from monosemy.index.part import Entries, Misses, Part
 from monosemy.lm import LM
 from monosemy.training import Run
 
@@ -415,7 +415,6 @@ def test_search(index: Index, tmp_path: Path) -> None:
     copy = Index.open(shutil.copytree(index.folder, tmp_path / "index"))
     dead = int(np.flatnonzero(copy.counts == copy.counts.min())[0])
     add_name(copy.folder, Name(dead, "Zebra stripes", "me", "2026-01-01"))
-    copy.forget()
     assert [hit.feature for hit in copy.search("stripes zebra")] == [dead]
 
 
@@ -540,3 +539,40 @@ def test_mapped_tensors_are_safetensors(tmp_path: Path) -> None:
         assert read[name].dtype == mapped[name].dtype == kind and len(read[name]) == size
         np.testing.assert_array_equal(read[name], mapped[name])
     assert read["a"].tolist() == [1, -2, 3]
+
+
+def test_words_shared_and_alone(tmp_path: Path) -> None:
+    """Feature 0 fires on every colour, 1 to 3 on one each, 4 on anything."""
+    words = ["red", "green", "blue", "other"]
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(4, size=(60, CONTEXT))
+    pieces = [[f" {words[k]}" for k in row] for row in kinds]
+    edges = [np.cumsum([0, *map(len, row)]) for row in pieces]
+    fires = [kinds.ravel() < 3, *(kinds.ravel() == k for k in range(3)), kinds.ravel() >= 0]
+    places = [np.flatnonzero(f).astype(np.int32) for f in fires]
+    columns = {
+        "ids": kinds.ravel().astype(np.int32),
+        "document": np.repeat(np.arange(60, dtype=np.int32), CONTEXT),
+        "start": np.concatenate([e[:-1] for e in edges]).astype(np.int32),
+        "end": np.concatenate([e[1:] for e in edges]).astype(np.int32),
+        "counted": np.ones(kinds.size, bool),
+    }
+    offsets = np.cumsum([0, *map(len, places)])
+    entries = Entries(offsets, np.concatenate(places), np.ones(offsets[-1], np.float32))
+    names, texts = [str(i) for i in range(60)], ["".join(row) for row in pieces]
+    part = Part(entries, Misses.none(5), columns, names, texts)
+    part.save(tmp_path / "part", {"n_tokens": kinds.size})
+    vocabulary = [f" {word}" for word in words]
+    join_parts([tmp_path / "part"], tmp_path / "index", {"context": CONTEXT}, vocabulary)
+    found = Index.open(tmp_path / "index").shared(words[:3])
+    assert [match.feature for match in found.all] == [0, 4]
+    assert (found.all[0].precision, found.all[0].recall) == (1.0, 1.0)
+    assert {w: [m.feature for m in own] for w, own in found.own.items()} == {
+        "red": [1],
+        "green": [2],
+        "blue": [3],
+    }
+    with pytest.raises(UserError, match="no set"):
+        Index.open(tmp_path / "index").shared(["red", "red"])
+    with pytest.raises(UserError, match="matches"):
+        Index.open(tmp_path / "index").shared(["red", "purple"])

@@ -31,9 +31,9 @@ _SUITES = {
 }
 """Suites that pages show, and what they tell."""
 _TABLES = {
-    "concepts": ("names from what is known of the text", "monosemy label {}"),
-    "explanations": ("explanations by a language model", "monosemy explain {}"),
-    "patterns": ("patterns of tokens (N2G)", "monosemy patterns {}"),
+    "concepts": ("names from what is known of the text", "monosemy index {} --labels FILE"),
+    "explanations": ("explanations by a language model", "monosemy explain {} --model NAME"),
+    "patterns": ("patterns of tokens (N2G)", "monosemy index {} --patterns 20"),
 }
 """Tables of an index, what they hold, and the command that makes them."""
 

@@ -16,7 +16,13 @@ from monosemy.device import describe
 from monosemy.errors import UserError
 from monosemy.lm import LM
 from monosemy.report.build import report_run
-from monosemy.report.terminal import feature_table, steering_panel, suite_tables
+from monosemy.report.terminal import (
+    concept_line,
+    feature_table,
+    named_table,
+    steering_panel,
+    suite_tables,
+)
 from monosemy.training import TrainConfig, train
 
 SETTINGS = TrainConfig(architecture="batch_topk", width=2048, k=32, tokens=1_500_000)
@@ -57,12 +63,18 @@ class Command:
         console.print(feature_table([report.features[i] for i in report.chosen]))
         for pair in report.steering[:1]:
             console.print(steering_panel(pair))
-        console.print(Rule("3. what is there now"))
+        console.print(Rule("3. name them by what the parser knows of the text, held out"))
+        if report.named is not None:
+            console.print(named_table(report.features, report.named))
+            console.print(concept_line(report.named))
+        console.print(Rule("4. what is there now"))
         console.print(
             f"{trained.dictionary}\n"
             f"  {self.out}/dictionary    load it with monosemy.Dictionary.from_pretrained\n"
             f"  {self.out}/metrics.json  the table above\n"
             f"  {report.path}  open it in a browser\n"
+            f"  {self.out}/index         which features fire where: all of it in a browser with\n"
+            f"      monosemy app {self.out}\n"
             f"{time.monotonic() - began:.0f} s, peak memory {_peak_memory():.2f} GB"
         )
 

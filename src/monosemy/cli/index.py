@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from monosemy.cli.console import console, open_dictionary, open_text
 from monosemy.corpus import LabelledCorpus, Part, open_labels
 from monosemy.errors import UserError
-from monosemy.index import TOKENS, Index, look
+from monosemy.index import TOKENS, Index, is_made, look
 from monosemy.interpret import (
     ConceptTable,
     Features,
+    build_features,
     choose_features,
     describe,
     join_features,
@@ -57,6 +58,8 @@ class Command:
     """Only this share of the documents, such as `2/4`; join when all are done."""
     join: bool = False
     """Only join the shards that are done."""
+    anew: bool = False
+    """Make it again although it is there, since the text has changed."""
     verify: bool = False
     """Only hold the index on disk against its checksums."""
     device: str | None = None
@@ -71,14 +74,21 @@ class Command:
             return
         dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
         folder, labels = self.run_folder / "index", self._labels()
-        if not self.join:
+        if self.join:
+            features = join_features(dictionary, lm, folder)
+        else:
             text = labels or open_text(dictionary, self.data, self.column)
-            shard = _shard(self.shard)
-            look(dictionary, lm, text, folder, part=self.part, tokens=self.tokens, shard=shard)
             if self.shard is not None:
+                part, tokens, shard = self.part, self.tokens, _shard(self.shard)
+                look(dictionary, lm, text, folder, part=part, tokens=tokens, shard=shard)
                 console.print(f"shard {self.shard} is done; when all are: --join")
                 return
-        features = join_features(dictionary, lm, folder)
+            asked: dict[str, Any] = {"part": self.part, "tokens": self.tokens}
+            if not self.anew and is_made(dictionary, text, folder, **asked):
+                console.print("the index is there; --anew makes it again", style="dim")
+                features = Features(Index.open(folder))
+            else:
+                features = build_features(dictionary, lm, text, folder, **asked)
         found = describe(features.index, lm, dictionary, labels)
         if self.map:
             write_map(features.index)
@@ -106,9 +116,7 @@ class Command:
         )
 
 
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 1, 1
+def _shard(text: str) -> tuple[int, int]:
     number, slash, of = text.partition("/")
     if not (slash and number.isdigit() and of.isdigit()):
         raise UserError(f"`{text}` is no shard", "such as --shard 2/4")

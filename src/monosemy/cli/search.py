@@ -11,7 +11,7 @@ from rich.table import Table
 
 from monosemy.cli.console import console, open_dictionary
 from monosemy.errors import UserError
-from monosemy.index import Index
+from monosemy.index import Index, Match
 from monosemy.report.tokens import peak_tokens
 
 
@@ -31,6 +31,8 @@ class Command:
     """Features that fire on this text."""
     without: str | None = None
     """With --prompt: and do not fire on this one."""
+    among: tuple[str, ...] = ()
+    """Features that fire on all of these words, and those of each one alone, such as digits."""
     count: int = 15
     """Features to show."""
     device: str | None = None
@@ -38,10 +40,10 @@ class Command:
 
     def run(self) -> None:
         """Print the features found, best first."""
-        asked = [self.words, self.token, self.regex, self.prompt]
+        asked = [self.words, self.token, self.regex, self.prompt, self.among or None]
         if sum(x is not None for x in asked) != 1:
             raise UserError(
-                "say what to look for, in one way", "WORDS, --token, --regex or --prompt"
+                "say what to look for, in one way", "WORDS, --token, --regex, --prompt or --among"
             )
         if self.without is not None and self.prompt is None:
             raise UserError("--without needs --prompt", "the text on which features are to fire")
@@ -50,8 +52,12 @@ class Command:
             self._show_found(index)
         elif self.prompt is not None:
             self._show_prompt(index, self.prompt)
+        elif self.among:
+            self._show_shared(index)
         else:
-            self._show_matches(index)
+            matches = index.where(token=self.token, text=self.regex)
+            title = repr(self.token if self.token is not None else self.regex)
+            console.print(self._matches(index, title, matches))
 
     def _show_found(self, index: Index) -> None:
         table = _table(f"`{self.words}`", "score")
@@ -65,14 +71,22 @@ class Command:
             )
         console.print(table)
 
-    def _show_matches(self, index: Index) -> None:
-        what = self.token if self.token is not None else self.regex
-        table = _table(f"{what!r}", "F1", "precision", "recall", "lift")
-        for match in index.where(token=self.token, text=self.regex)[: self.count]:
+    def _show_shared(self, index: Index) -> None:
+        shared = index.shared(self.among)
+        console.print(self._matches(index, "fire on all of them", shared.all))
+        for word, own in shared.own.items():
+            if own:
+                console.print(self._matches(index, f"of {word!r} alone", own))
+            else:
+                console.print(f"no feature of {word!r} alone", style="dim")
+
+    def _matches(self, index: Index, title: str, matches: list[Match]) -> Table:
+        table = _table(title, "F1", "precision", "recall", "lift")
+        for match in matches[: self.count]:
             figures = (match.f1, match.precision, match.recall)
             shown = [*(f"{x:.2f}" for x in figures), f"{match.lift:,.0f}"]
             table.add_row(str(match.feature), *shown, *_seen(index, match.feature))
-        console.print(table)
+        return table
 
     def _show_prompt(self, index: Index, prompt: str) -> None:
         dictionary, lm = open_dictionary(self.run_folder, None, self.device)

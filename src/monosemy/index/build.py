@@ -14,7 +14,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from monosemy.activations import counted_activations
-from monosemy.artefact import load_manifest, write_text
+from monosemy.artefact import MANIFEST, load_manifest, write_text
 from monosemy.coders import Code, Dictionary, attach
 from monosemy.corpus import Corpus, Place, ShardSource
 from monosemy.corpus import Part as Side
@@ -96,14 +96,7 @@ def look(
         raise UserError(f"tokens is {tokens}", "allowed: 1 and above")
     attach(dictionary, lm)
     number, of = shard
-    recipe = {
-        "dictionary": dictionary.identity(),
-        "provenance": dictionary.provenance.to_dict(),
-        "text": {**corpus.describe(), "part": part},
-        "context": dictionary.provenance.context,
-        "tokens_asked": tokens,
-        "shards": of,
-    }
+    recipe = {**_recipe(dictionary, corpus, part, tokens), "shards": of}
     work = _Work.open(_parts_folder(folder) / f"{number}-of-{of}", recipe)
     shared = Corpus(ShardSource(corpus.source, number, of), held_out=corpus.held_out)
     stream = dictionary.provenance.stream(lm, shared, part, shuffled_rows=False)
@@ -155,6 +148,34 @@ def join_index(lm: LM, folder: str | Path) -> Index:
     join_parts(parts, folder, recipe, _vocabulary(lm))
     shutil.rmtree(_parts_folder(folder))
     return Index.open(folder)
+
+
+def is_made(
+    dictionary: Dictionary,
+    corpus: Corpus,
+    folder: str | Path,
+    *,
+    part: Side = "held_out",
+    tokens: int = TOKENS,
+) -> bool:
+    """Say whether the index that `build_index` would make is there already.
+
+    Text that has changed under its name is not noticed.
+    """
+    if not (Path(folder) / MANIFEST).is_file():
+        return False
+    manifest, recipe = load_manifest(folder, KIND), _recipe(dictionary, corpus, part, tokens)
+    return {name: manifest.get(name) for name in recipe} == json.loads(json.dumps(recipe))
+
+
+def _recipe(dictionary: Dictionary, corpus: Corpus, part: Side, tokens: int) -> dict[str, Any]:
+    return {
+        "dictionary": dictionary.identity(),
+        "provenance": dictionary.provenance.to_dict(),
+        "text": {**corpus.describe(), "part": part},
+        "context": dictionary.provenance.context,
+        "tokens_asked": tokens,
+    }
 
 
 def _parts_folder(folder: Path) -> Path:

@@ -63,6 +63,19 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """What features make of a set of words, such as the days of the week."""
+
+    all: list[Match]
+    """Features that fire on half or more of the occurrences of each; recall is that of the word
+    they fire on least, precision and lift are of all words together."""
+    own: dict[str, list[Match]]
+    """Of each word the features that fire on half or more of its occurrences, and four times as
+    often on them as on those of any other; precision is their share of its firings on the set,
+    were all words as frequent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Coactivation:
     """How often some features fire together with every one."""
 
@@ -328,6 +341,37 @@ class Index:
             )
         return places
 
+    def shared(self, words: Sequence[str]) -> Shared:
+        """Return the features that fire on all of some words, and those of each one alone.
+
+        Words are whole words of the text, their case as given; a feature counts that fires on any
+        of a word's tokens.
+
+        Raises:
+            UserError: there are fewer than two words, or one is not in the text.
+        """
+        if len(dict.fromkeys(words)) < 2:
+            raise UserError(f"{len(words)} words are no set", "give two or more different ones")
+        places = {word: self._last_tokens(word) for word in words}
+        recall = {w: self.counts_on(p) / len(p) for w, p in places.items()}
+        rates = np.stack(list(recall.values()))
+        everywhere = np.unique(np.concatenate(list(places.values())))
+        both, least = self.counts_on(everywhere), rates.min(0)
+        precision = both / np.maximum(self.counts, 1)
+        lift = precision / (len(everywhere) / self.n_tokens)
+        common = [
+            Match(f, int(both[f]), float(precision[f]), float(least[f]), float(lift[f]))
+            for f in np.flatnonzero(least >= _OFTEN).tolist()
+        ]
+        return Shared(
+            sorted(common, key=lambda match: (-match.f1, match.feature)),
+            {w: _own(i, rates, places[w]) for i, w in enumerate(places)},
+        )
+
+    def _last_tokens(self, word: str) -> np.ndarray:
+        """Return the place of the last token of each occurrence of a word: all of it was read."""
+        return self.tokens_where(text=rf"(?<=\b{re.escape(word[:-1])}){re.escape(word[-1:])}\b")
+
     def telling(self, places: np.ndarray, *, fewest: int = 1) -> list[Match]:
         """Return the features that fire on some places, best first by F1."""
         both = self.counts_on(places)
@@ -506,6 +550,23 @@ class Index:
             self._read[name] = stamp, read()
         return self._read[name][1]
 
+
+def _own(number: int, rates: np.ndarray, places: np.ndarray) -> list[Match]:
+    """Return the features of one word of a set alone, from recall [words, width]."""
+    mine, others = rates[number], np.delete(rates, number, axis=0).max(0)
+    share = mine / np.maximum(rates.sum(0), 1e-12)
+    found = np.flatnonzero((mine >= _OFTEN) & (mine >= _OVER * others)).tolist()
+    matches = [
+        Match(
+            f, round(mine[f] * len(places)), float(share[f]), float(mine[f]), share[f] * len(rates)
+        )
+        for f in found
+    ]
+    return sorted(matches, key=lambda match: (-match.f1, match.feature))
+
+
+_OFTEN, _OVER = 0.5, 4.0
+"""Share of a word's occurrences on which a feature of it fires, and how much more than on others'."""
 
 _NAMING = (("explanations", "explanation"), ("concepts", "label"))
 """Tables whose rows name features, and the column that does."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -91,7 +91,11 @@ class TokenTable:
 
     def text(self, document: int) -> str:
         """Return a document's text."""
-        return _kept(self.texts, document)
+        return self._decoded(document)
+
+    @cached_property
+    def _decoded(self) -> Callable[[int], str]:
+        return lru_cache(maxsize=256)(self.texts.__getitem__)
 
     def window(self, place: int, size: int) -> np.ndarray:
         """Return the places of `size` tokens around one, of its row and document.
@@ -148,11 +152,6 @@ class TokenTable:
         exact = [i for i, text in enumerate(self.vocabulary) if text == token]
         wanted = exact or [i for i, text in enumerate(self.vocabulary) if text.strip() == token]
         return np.flatnonzero(np.isin(self.ids, wanted))
-
-
-@lru_cache(maxsize=256)
-def _kept(texts: Sequence[str], document: int) -> str:
-    return texts[document]
 
 
 class TokenRecorder:

@@ -15,7 +15,14 @@ from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.evaluation import Evaluation, evaluate, open_dictionary_corpus
-from monosemy.interpret import Features, FeatureView, build_features, choose_features
+from monosemy.interpret import (
+    ConceptTable,
+    Features,
+    FeatureView,
+    build_features,
+    choose_features,
+    describe,
+)
 from monosemy.intervene import SteeringPair
 from monosemy.lm import LM
 from monosemy.report.page import ReportData, write_report
@@ -34,6 +41,9 @@ class Report:
     path: Path
     evaluation: Evaluation
     features: Features
+    named: ConceptTable | None
+    """Features against concepts that are known; None where an index was there already, or the text
+    is no Python source."""
     chosen: list[int]
     steering: list[SteeringPair]
 
@@ -47,7 +57,7 @@ def report_run(
 ) -> Report:
     """Measure a run's dictionary, look at its features, steer one, and write `report.html`.
 
-    Leaves `metrics.json`, `index/` and `report.html` in the run's folder.
+    Leaves `metrics.json`, `report.html` and, unless it is there, `index/` in the run's folder.
 
     Args:
         folder: of the run.
@@ -67,7 +77,12 @@ def report_run(
     evaluation = evaluate(dictionary, lm, corpus, suites=REPORTED)
     found = evaluation["reconstruction"]
     write_text(folder / "metrics.json", json.dumps(evaluation.to_dict(), indent=2) + "\n")
-    features = build_features(dictionary, lm, corpus, folder / "index")
+    named = None
+    if (folder / "index").is_dir():
+        features = Features.open(folder)
+    else:
+        features = build_features(dictionary, lm, corpus, folder / "index")
+        named = describe(features.index, lm, dictionary)
     chosen = choose_features(features)
     views = [features[i] for i in chosen]
     can_steer = lm.is_causal and not dictionary.is_transcoder
@@ -84,7 +99,7 @@ def report_run(
         commands=_commands(folder, chosen, steering),
     )
     path = write_report(data, folder / "report.html")
-    return Report(path, evaluation, features, chosen, steering)
+    return Report(path, evaluation, features, named, chosen, steering)
 
 
 def choose_steering(

@@ -12,7 +12,7 @@ from rich.text import Text
 from monosemy.evaluation import SuiteResult
 from monosemy.evaluation import Table as Figures
 from monosemy.index.view import Exemplar, FeatureView
-from monosemy.interpret import ConceptTable
+from monosemy.interpret import ConceptTable, Features
 from monosemy.intervene.pair import SteeringPair
 from monosemy.report.numbers import MISSING, count, figure, metric_cells, percent
 from monosemy.report.page import split_pair
@@ -50,6 +50,28 @@ def feature_table(views: Sequence[FeatureView]) -> Table:
     return table
 
 
+def named_table(features: Features, found: ConceptTable, most: int = 10) -> Table:
+    """One line for each of the features that stand best for a concept, no concept twice."""
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+    table.add_column("feature", justify="right", no_wrap=True)
+    table.add_column("stands for", no_wrap=True)
+    for heading in ("F1", "precision", "recall", "lift"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("strongest context")
+    rows = sorted(found.rows(), key=lambda row: -(row["f1"] or 0))
+    best = {row["label"]: row for row in reversed(rows) if row["label"] == row["concept"]}
+    for row in sorted(best.values(), key=lambda row: -row["f1"])[:most]:
+        view = features[row["feature"]]
+        table.add_row(
+            Text(str(view.id), "bold"),
+            row["label"],
+            *(f"{row[name]:.2f}" for name in ("f1", "precision", "recall")),
+            f"{row['lift']:,.0f}",
+            context_line(view.exemplars[0], view.max),
+        )
+    return table
+
+
 def feature_panel(view: FeatureView, *, contexts: int = 6) -> Panel:
     """Everything about one feature; tokens coloured by activation, the peak underlined."""
     facts = Text.assemble(
@@ -62,6 +84,8 @@ def feature_panel(view: FeatureView, *, contexts: int = 6) -> Panel:
         (" where it fires", "dim"),
     )
     parts: list[RenderableType] = [facts]
+    if view.names:
+        parts.insert(0, Text("; ".join(view.names), "bold"))
     if sum(view.histogram[1]):
         edges, counts = view.histogram
         parts += [
