@@ -14,6 +14,7 @@ import time
 import numpy as np
 import torch
 from claims import Claim, parser, report
+from monosemy.interpret.text import TextRecorder
 
 from monosemy import LM, open_corpus, train
 from monosemy.activations import counted_activations
@@ -27,7 +28,6 @@ from monosemy.interpret import (
     label_places,
     score_features,
 )
-from monosemy.interpret.text import TextRecorder
 
 HOOKPOINT, WIDTH, K = "layers.2", 4096, 32
 N_CONCEPTS, DOCUMENT = 60, 2000

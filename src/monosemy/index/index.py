@@ -558,7 +558,11 @@ def _own(number: int, rates: np.ndarray, places: np.ndarray) -> list[Match]:
     found = np.flatnonzero((mine >= _OFTEN) & (mine >= _OVER * others)).tolist()
     matches = [
         Match(
-            f, round(mine[f] * len(places)), float(share[f]), float(mine[f]), share[f] * len(rates)
+            feature=f,
+            both=round(mine[f] * len(places)),
+            precision=float(share[f]),
+            recall=float(mine[f]),
+            lift=float(share[f]) * len(rates),
         )
         for f in found
     ]
