@@ -29,7 +29,7 @@ from monosemy.interpret import (
     score_features,
 )
 
-HOOKPOINT, WIDTH, K = "layers.2", 4096, 32
+HOOKPOINT, WIDTH, K = "layers.3", 4096, 32
 N_CONCEPTS, DOCUMENT = 60, 2000
 EXAMPLES, CONTEXTS, WINDOW = 10, 3, 12
 

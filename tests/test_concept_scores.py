@@ -14,6 +14,8 @@ from sklearn.metrics import roc_auc_score
 from monosemy.metrics import concepts
 from monosemy.metrics.concepts import (
     CHOSEN,
+    KEPT,
+    PRECISION,
     REPORTED,
     THRESHOLDS,
     UNKNOWN,
@@ -48,11 +50,13 @@ def random_case(seed: int, width: int, n_concepts: int, places: int, levels: int
 
 
 def assert_equal(a: ConceptScores, b: ConceptScores) -> None:
-    np.testing.assert_array_equal(a.threshold, b.threshold)
-    for mine, other in ((a.chosen, b.chosen), (a.reported, b.reported)):
-        assert mine.keys() == other.keys()
-        for name in mine:
-            np.testing.assert_allclose(mine[name], other[name], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(a.auroc, b.auroc, rtol=1e-5)
+    for one, two in ((a.best, b.best), (a.precise, b.precise)):
+        np.testing.assert_array_equal(one.threshold, two.threshold)
+        for mine, other in ((one.chosen, two.chosen), (one.reported, two.reported)):
+            assert mine.keys() == other.keys()
+            for name in mine:
+                np.testing.assert_allclose(mine[name], other[name], rtol=1e-5, atol=1e-7)
 
 
 def test_mutual_information() -> None:
@@ -77,11 +81,11 @@ def test_against_plain_definitions(seed: int, places: int, levels: int) -> None:
     for (f, z), (c, y) in itertools.product(enumerate(case.z), enumerate(case.labels)):
         tried = [0.0, *np.unique(z[chosen & (z > 0)]).tolist()]
         f1 = [f1_by_hand(y[chosen], z[chosen] > t) for t in tried]
-        assert found.threshold[f, c] == tried[int(np.argmax(f1))]
-        assert np.nan_to_num(found.chosen["f1"][f, c]) == pytest.approx(max(f1), abs=1e-6)
-        figures = {name: a[f, c] for name, a in found.reported.items()}
+        assert found.best.threshold[f, c] == tried[int(np.argmax(f1))]
+        assert np.nan_to_num(found.best.chosen["f1"][f, c]) == pytest.approx(max(f1), abs=1e-6)
+        figures = {name: a[f, c] for name, a in found.best.reported.items()}
         y, z = y[other], z[other]
-        above = z > found.threshold[f, c]
+        above = z > found.best.threshold[f, c]
         hits, rate = (y & above).sum(), y.mean()
         with np.errstate(invalid="ignore"):
             by_hand = {
@@ -90,9 +94,35 @@ def test_against_plain_definitions(seed: int, places: int, levels: int) -> None:
                 "f1": f1_by_hand(y, above) if above.any() or y.any() else np.nan,
                 "lift": hits / above.sum() / rate,
             }
-        by_hand["auroc"] = roc_auc_score(y, z) if 0 < rate < 1 else np.nan
         for name, value in by_hand.items():
             np.testing.assert_allclose(figures[name], value, rtol=1e-5, atol=1e-7)
+        auroc = roc_auc_score(y, z) if 0 < rate < 1 else np.nan
+        np.testing.assert_allclose(found.auroc[f, c], auroc, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(20, 60))
+def test_thresholds_for_precision(seed: int, places: int) -> None:
+    """The lowest of those that are precise and keep enough; none: no figures."""
+    case = random_case(seed, 6, 2, places, 6)
+    case.labels[0] = case.z[0] + case.z[1] > 1.3  # concepts that strong activations show
+    found = score(case).precise
+    chosen, other = case.half == CHOSEN, case.half == REPORTED
+    for (f, z), (c, y) in itertools.product(enumerate(case.z), enumerate(case.labels)):
+        tried = np.array([0.0, *np.unique(z[chosen & (z > 0)])])
+        above = z[chosen] > tried[:, None]
+        fired, hits = above.sum(1), (above & y[chosen]).sum(1)
+        enough = (fired > 0) & (hits >= PRECISION * fired) & (fired >= KEPT * fired[0])
+        if not enough.any():
+            assert np.isnan(found.threshold[f, c])
+            assert all(np.isnan(a[f, c]) for a in found.reported.values())
+            continue
+        assert found.threshold[f, c] == tried[enough][0]
+        above = z[other] > found.threshold[f, c]
+        if above.any():
+            assert found.reported["precision"][f, c] == pytest.approx(y[other][above].mean())
+            kept = above.sum() / (z[other] > 0).sum()
+            assert found.reported["kept"][f, c] == pytest.approx(kept)
 
 
 def test_many_activations_are_cut_at_quantiles() -> None:
@@ -102,28 +132,29 @@ def test_many_activations_are_cut_at_quantiles() -> None:
     half = np.repeat([CHOSEN, REPORTED], 2000).astype(np.int8)
     found = score(Case(z, labels, half))
     # Firing at all is tried: else the first concept would lose a 64th of its tokens.
-    assert found.threshold[0, 0] == 0
-    assert found.reported["f1"][0, 0] == 1
+    assert found.best.threshold[0, 0] == 0
+    assert found.best.reported["f1"][0, 0] == 1
     active = np.sort(z[0, :2000][z[0, :2000] > 0])
     tried = active[np.ceil(len(active) * np.arange(1, 64) / 64).astype(int) - 1]
     f1 = [f1_by_hand(labels[1, :2000], z[0, :2000] > t) for t in tried]
     assert THRESHOLDS == 64 < len(active)
-    assert found.threshold[0, 1] == tried[np.argmax(f1)]
-    assert found.reported["f1"][0, 1] > 0.95
+    assert found.best.threshold[0, 1] == tried[np.argmax(f1)]
+    assert found.best.reported["f1"][0, 1] > 0.95
     for concept, y in enumerate(labels[:, half == REPORTED]):
         auroc = roc_auc_score(y, z[0, half == REPORTED])
-        assert found.reported["auroc"][0, concept] == pytest.approx(auroc, abs=1e-6)
+        assert found.auroc[0, concept] == pytest.approx(auroc, abs=1e-6)
 
 
 def test_a_feature_that_is_the_concept() -> None:
     case = random_case(1, 4, 3, 300, 3)
     case.z[2] = case.labels[1] * 1.5
     found = score(case)
-    figures = {name: float(a[2, 1]) for name, a in found.reported.items()}
+    figures = {name: float(a[2, 1]) for name, a in found.best.reported.items()}
     rate = case.labels[1, case.half == REPORTED].mean()
     entropy = -(rate * np.log2(rate) + (1 - rate) * np.log2(1 - rate))
-    for name in ("precision", "recall", "f1", "auroc"):
-        assert figures[name] == 1
+    for name in ("precision", "recall", "f1", "kept"):
+        assert figures[name] == found.precise.reported[name][2, 1] == 1
+    assert found.auroc[2, 1] == 1
     assert figures["lift"] == pytest.approx(1 / rate)
     assert figures["mi"] == pytest.approx(entropy, rel=1e-5)
 
@@ -131,8 +162,10 @@ def test_a_feature_that_is_the_concept() -> None:
 def test_a_silent_feature() -> None:
     case = random_case(2, 2, 2, 100, 3)
     case.z[0] = 0
-    reported = score(case).reported
-    np.testing.assert_allclose(reported["auroc"][0], 0.5)
+    found = score(case)
+    reported = found.best.reported
+    np.testing.assert_allclose(found.auroc[0], 0.5)
+    assert np.isnan(found.precise.threshold[0]).all()
     np.testing.assert_array_equal(reported["f1"][0], 0)
     np.testing.assert_array_equal(reported["mi"][0], 0)
     assert np.isnan(reported["precision"][0]).all()
@@ -143,14 +176,16 @@ def test_halves_are_kept_apart() -> None:
     case = random_case(3, 1, 1, 4000, 5)
     case.z[0, case.half == CHOSEN] = case.labels[0, case.half == CHOSEN]
     found = score(case)
-    assert found.chosen["f1"][0, 0] == 1
-    assert found.reported["f1"][0, 0] < 0.5
-    assert found.reported["auroc"][0, 0] == pytest.approx(0.5, abs=0.05)
+    assert found.best.chosen["f1"][0, 0] == 1
+    assert found.best.reported["f1"][0, 0] < 0.5
+    assert found.auroc[0, 0] == pytest.approx(0.5, abs=0.05)
     flipped = case.labels.copy()
     flipped[:, case.half == UNKNOWN] ^= True
     assert_equal(found, score(case._replace(labels=flipped)))
     flipped[:, case.half == REPORTED] ^= True
-    np.testing.assert_array_equal(found.threshold, score(case._replace(labels=flipped)).threshold)
+    np.testing.assert_array_equal(
+        found.best.threshold, score(case._replace(labels=flipped)).best.threshold
+    )
 
 
 def test_bounds_of_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_best_features_of_concepts(table: ConceptTable) -> None:
 
 def nearest_lift(table: ConceptTable) -> float:
     """Return the mean lift of features for the concepts that suited them best."""
-    return float(np.nanmean(table.scores.reported["lift"][np.arange(40), table.nearest]))
+    return float(np.nanmean(table.scores.best.reported["lift"][np.arange(40), table.nearest]))
 
 
 def test_chance_earns_no_name() -> None:
@@ -117,7 +117,7 @@ def test_chance_earns_no_name() -> None:
     rng = np.random.default_rng(0)
     z, y = runs(rng, 40, 40, 0.05) * 1.0, runs(rng, 10, 40, 0.05)
     apart = score_features(firings_of(z), labels_of(y))
-    assert not (apart.q <= 0.05).any()
+    assert not (apart.matches | apart.parts).any()
     assert {row["label"] for row in apart.rows()} == {NO_CONCEPT}
     assert nearest_lift(apart) == pytest.approx(1, abs=0.2)
     z, y = (a.reshape(len(a), 40, 200).repeat(2, 1).reshape(len(a), -1) for a in (z, y))
@@ -153,7 +153,7 @@ def test_labels_of_places_are_those_of_batches(run: Run) -> None:
     assert found.names == tuple(CONCEPTS)
 
 
-def test_own_labels(run: Run) -> None:
+def test_own_labels() -> None:
     """A feature that fires in documents of one class is named by it."""
     rows = [{"text": f"x{i} = {i}\n" * 9, "label": ["odd", "even"][i % 2]} for i in range(80)]
     corpus = open_labels(rows)

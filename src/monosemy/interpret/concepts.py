@@ -6,7 +6,7 @@ which concept suits it; all figures are of the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from monosemy.metrics.concepts import (
     REPORTED,
     UNKNOWN,
     ConceptScores,
+    Detections,
     concept_scores,
     documents_agree,
 )
@@ -138,44 +139,73 @@ class ConceptTable:
     nearest: Int[np.ndarray, " width"]
     """The concept of a feature's best F1 on the half to choose on."""
     whole: Int[np.ndarray, " width"]
-    """The same of those of which it is a part there, by precision and lift; -1: of none."""
-    best: Int[np.ndarray, "concepts best"]
-    """Features of the best F1 for each concept on the half to choose on, the best first."""
+    """The concept, of those that a feature is precise for there, of the best F1; -1: of none."""
+    features: Int[np.ndarray, "concepts best"]
+    """Features of the best F1 for each concept there, the best first."""
     q: Float[np.ndarray, "width concepts"]
-    """False discovery rate at which a pair still counts; NaN of those that were not tested."""
+    """False discovery rate at which a pair still counts; NaN of those not tested."""
+    whole_q: Float[np.ndarray, " width"]
+    """The same of a feature and what it is a part of."""
 
     @property
-    def matches(self) -> Bool[np.ndarray, "width concepts"]:
-        """Which features are named for which concepts."""
-        return (self.q <= MOST_FALSE) & (self.scores.reported["f1"] >= MATCH_F1)
+    def matches(self) -> Bool[np.ndarray, " width"]:
+        """Which features stand for the concept nearest to them."""
+        each = np.arange(len(self.nearest)), self.nearest
+        return (self.q[each] <= MOST_FALSE) & (self.scores.best.reported["f1"][each] >= MATCH_F1)
 
     @property
-    def parts(self) -> Bool[np.ndarray, "width concepts"]:
-        """Which features fire where concepts are true and hardly elsewhere."""
-        return (self.q <= MOST_FALSE) & _precise(self.scores.reported)
+    def parts(self) -> Bool[np.ndarray, " width"]:
+        """Which features, above a threshold, fire where a concept is true and hardly elsewhere."""
+        each, reported = (np.arange(len(self.whole)), self.whole), self.scores.precise.reported
+        precise = (reported["precision"][each] >= PART_PRECISION) & (
+            reported["lift"][each] >= PART_LIFT
+        )
+        return (self.whole_q <= MOST_FALSE) & precise
+
+    @property
+    def covered(self) -> Bool[np.ndarray, " concepts"]:
+        """For which concepts the best feature, by the half to choose on, stands."""
+        best = self.features[:, 0], np.arange(len(self.names))
+        return self.scores.best.reported["f1"][best] >= MATCH_F1
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """How many concepts and features go together.
+
+        `concepts` are those neither rare nor everywhere (`RATES`), `covered` the share of them with
+        a feature of F1 0.5 or more; `live` the features that fire, `labelled` the share of them
+        with a label of any kind, `part` of those of precision 0.8 and lift 5 or more.
+        """
+        asked = (self.base_rate >= RATES[0]) & (self.base_rate <= RATES[1])
+        return {
+            "concepts": int(asked.sum()),
+            "covered": _share(self.covered[asked]),
+            "live": int(self.live.sum()),
+            "labelled": _share((self.matches | self.parts)[self.live]),
+            "part": _share(self.parts[self.live]),
+        }
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield what is known of each live feature, as JSON values.
 
         `label` is the name of the concept it stands for, `part of` one, or `NO_CONCEPT`; `concept`
-        is the nearest, with figures even where these are too low for a label; `part_of` holds the
-        same of the concept of which it is a part, or None.
+        is the nearest, with figures even where these are too low for a label; `part_of` holds those
+        of the concept of which it is a part, or None.
         """
         matches, parts = self.matches, self.parts
         for feature in np.flatnonzero(self.live).tolist():
             nearest, whole = int(self.nearest[feature]), int(self.whole[feature])
-            part = whole >= 0 and bool(parts[feature, whole])
             label = NO_CONCEPT
-            if matches[feature, nearest]:
+            if matches[feature]:
                 label = self.names[nearest]
-            elif part:
+            elif parts[feature]:
                 label = f"part of {self.names[whole]}"
-            yield {
-                "feature": feature,
-                "label": label,
-                **self._pair(feature, nearest),
-                "part_of": self._pair(feature, whole) if part else None,
-            }
+            part = self._pair(self.scores.precise, feature, whole, self.whole_q[feature])
+            yield (
+                {"feature": feature, "label": label}
+                | self._best(feature, nearest)
+                | {"part_of": part if parts[feature] else None}
+            )
 
     def concepts(self) -> Iterator[dict[str, Any]]:
         """Yield for each concept that is true anywhere its best features, as JSON values."""
@@ -185,43 +215,20 @@ class ConceptTable:
                 "base_rate": float(self.base_rate[concept]),
                 "covered": bool(self.covered[concept]),
                 "features": [
-                    {"feature": feature, **self._pair(feature, concept)}
-                    for feature in self.best[concept].tolist()
+                    {"feature": feature, **self._best(feature, concept)}
+                    for feature in self.features[concept].tolist()
                 ],
             }
 
-    @property
-    def covered(self) -> Bool[np.ndarray, " concepts"]:
-        """For which concepts the best feature, by the half to choose on, stands."""
-        each = np.arange(len(self.names))
-        return self.scores.reported["f1"][self.best[:, 0], each] >= MATCH_F1
+    def _best(self, feature: int, concept: int) -> dict[str, Any]:
+        return self._pair(self.scores.best, feature, concept, self.q[feature, concept])
 
-    @property
-    def coverage(self) -> dict[str, float]:
-        """How many concepts and features go together.
-
-        `concepts` are those neither rare nor everywhere (`RATES`), `covered` the share of them with
-        a feature of F1 0.5 or more; `live` the features that fire, `labelled` the share of them
-        with a label of any kind, `part` the share of precision 0.8 and lift 5 or more.
-        """
-        asked = (self.base_rate >= RATES[0]) & (self.base_rate <= RATES[1])
-        rows = list(self.rows())
-        return {
-            "concepts": int(asked.sum()),
-            "covered": float(self.covered[asked].mean()) if asked.any() else 0.0,
-            "live": len(rows),
-            "labelled": _share(row["label"] != NO_CONCEPT for row in rows),
-            "part": _share(row["part_of"] is not None for row in rows),
-        }
-
-    def _pair(self, feature: int, concept: int) -> dict[str, Any]:
-        figures = {name: a[feature, concept] for name, a in self.scores.reported.items()}
-        figures["threshold"] = self.scores.threshold[feature, concept]
-        figures["q"] = self.q[feature, concept]
-        return {
-            "concept": self.names[concept],
-            **{name: float(v) if np.isfinite(v) else None for name, v in figures.items()},
-        }
+    def _pair(self, by: Detections, feature: int, concept: int, q: float) -> dict[str, Any]:
+        at = feature, concept
+        figures = {name: a[at] for name, a in by.reported.items()}
+        figures |= {"auroc": self.scores.auroc[at], "threshold": by.threshold[at], "q": q}
+        known = {name: float(v) if np.isfinite(v) else None for name, v in figures.items()}
+        return {"concept": self.names[concept], **known}
 
 
 def score_features(firings: Firings, labels: PlaceLabels) -> ConceptTable:
@@ -233,22 +240,34 @@ def score_features(firings: Firings, labels: PlaceLabels) -> ConceptTable:
     """
     half = labels.half
     scores = concept_scores(firings.offsets, firings.places, firings.values, labels.labels, half)
-    f1 = np.nan_to_num(scores.chosen["f1"])
-    nearest = f1.argmax(1)
-    part = _precise(scores.chosen)
-    whole = np.where(part.any(1), np.where(part, f1, -1).argmax(1), -1)
-    best = np.argsort(-f1, axis=0, kind="stable")[:_BEST].T
+    f1 = np.nan_to_num(scores.best.chosen["f1"])
+    nearest, features = f1.argmax(1), np.argsort(-f1, axis=0, kind="stable")[:_BEST].T
     found = np.zeros(f1.shape, dtype=bool)
     found[np.arange(len(f1)), nearest] = True
-    found[whole >= 0, whole[whole >= 0]] = True
-    found[best, np.arange(len(best))[:, None]] = True
-    found &= (f1 >= MATCH_F1) | part
-    q = np.full(f1.shape, np.nan)
-    chances = _chances(firings, labels, half, scores.threshold, np.argwhere(found))
-    q[found] = false_discovery_control(chances) if len(chances) else chances
-    base_rate = labels.labels[:, half == REPORTED].mean(1)
+    found[features, np.arange(len(features))[:, None]] = True
+    found &= f1 >= MATCH_F1
+    part = scores.precise.chosen["lift"] >= PART_LIFT
+    whole = np.where(part, scores.precise.chosen["f1"], -1).argmax(1)
+    whole[~part.any(1)] = -1
+    parts = np.flatnonzero(whole >= 0)
+
+    matches = np.argwhere(found)
+    pairs = np.concatenate([matches, np.stack([parts, whole[parts]], 1)])
+    thresholds = [scores.best.threshold[found], scores.precise.threshold[parts, whole[parts]]]
+    chances = _chances(firings, labels, half, pairs, np.concatenate(thresholds))
+    adjusted = false_discovery_control(chances) if len(chances) else chances
+    q, whole_q = np.full(f1.shape, np.nan), np.full(len(f1), np.nan)
+    q[found], whole_q[parts] = adjusted[: len(matches)], adjusted[len(matches) :]
     return ConceptTable(
-        labels.names, scores, base_rate, firings.counts > 0, nearest, whole, best, q
+        names=labels.names,
+        scores=scores,
+        base_rate=labels.labels[:, half == REPORTED].mean(1),
+        live=firings.counts > 0,
+        nearest=nearest,
+        whole=whole,
+        features=features,
+        q=q,
+        whole_q=whole_q,
     )
 
 
@@ -256,8 +275,8 @@ def _chances(
     firings: Firings,
     labels: PlaceLabels,
     half: np.ndarray,
-    threshold: np.ndarray,
     pairs: Int[np.ndarray, "pairs 2"],
+    thresholds: Float[np.ndarray, " pairs"],
 ) -> Float[np.ndarray, " pairs"]:
     """Return `documents_agree` of pairs of a feature and a concept, on the half to report on."""
     document = np.where(half == REPORTED, labels.document, -1)
@@ -269,17 +288,13 @@ def _chances(
     tokens = count(np.arange(len(index)))
     positives = [count(np.flatnonzero(true)) for true in labels.labels]
     found = []
-    for feature, concept in pairs.tolist():
+    for (feature, concept), threshold in zip(pairs.tolist(), thresholds.tolist(), strict=True):
         places, values = firings.of(feature)
-        above = places[values > threshold[feature, concept]]
+        above = places[values > threshold]
         both = above[labels.labels[concept, above]]
         found.append(documents_agree(count(both), count(above), positives[concept], tokens))
     return np.array(found)
 
 
-def _precise(figures: dict[str, np.ndarray]) -> Bool[np.ndarray, "width concepts"]:
-    return (figures["precision"] >= PART_PRECISION) & (figures["lift"] >= PART_LIFT)
-
-
-def _share(true: Iterable[bool]) -> float:
-    return float(np.mean([*true] or [False]))
+def _share(true: Bool[np.ndarray, " n"]) -> float:
+    return float(true.mean()) if len(true) else 0.0

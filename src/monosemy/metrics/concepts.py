@@ -23,24 +23,47 @@ CHOSEN, REPORTED, UNKNOWN = 0, 1, -1
 THRESHOLDS = 64
 """Tried for each feature: 0, and quantiles of its activations on the half to choose on."""
 
+PRECISION, KEPT = 0.9, 0.1
+"""Of a threshold for precision: the precision it must have on the half to choose on, of which some
+is lost on the other, and the share of the feature's activations there that must be above it."""
+
 _FEATURES = 64  # looked at together
 _TABLE = 2**28  # numbers, at most, in a table of labels: 1 GB
 
 
 @dataclass(frozen=True, slots=True)
-class ConceptScores:
-    """Figures of every feature for every concept, all [width, concepts].
+class Detections:
+    """Features as detectors of concepts by one way of choosing thresholds; all [width, concepts].
 
     Attributes:
-        threshold: a feature is said to show a concept where its activation is above this: the one
-            of the best F1 on the half to choose on.
-        chosen: `precision`, `recall`, `f1` and `lift` on that half.
-        reported: the same on the other half, and `mi` and `auroc`.
+        threshold: a feature is said to show a concept where its activation is above this.
+        chosen: `precision`, `recall`, `f1` and `lift` on the half the threshold was chosen on.
+        reported: the same on the other half; the mutual information of label and detection, `mi`,
+            in bits; and the share of the feature's activations that are above the threshold,
+            `kept`.
     """
 
     threshold: Float[np.ndarray, "width concepts"]
     chosen: dict[str, np.ndarray]
     reported: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptScores:
+    """How well each feature says where each concept is true; all [width, concepts].
+
+    Attributes:
+        best: at the threshold of the best F1, the lowest of several.
+        precise: at the lowest threshold of a precision of 0.9, if a tenth of the feature's
+            activations are above it; NaN where there is none. A feature may be a finer part of a
+            concept: its recall is low, and no F1 tells above which activation it is precise.
+        auroc: on the half to report on, the chance that the activation is higher at a token with
+            the label than at one without, ties counted half; 0 where the feature is silent.
+    """
+
+    best: Detections
+    precise: Detections
+    auroc: Float[np.ndarray, "width concepts"]
 
 
 def concept_scores(
@@ -52,17 +75,12 @@ def concept_scores(
 ) -> ConceptScores:
     """Score every feature as a detector of every concept.
 
-    A feature's threshold for a concept is that of the best F1 on the half to choose on, the lowest
-    of several, among `THRESHOLDS`: 0, so that it counts wherever it fires, and evenly spaced
-    quantiles of its activations there. Of a feature with no more activations than that, every
-    threshold that makes a difference is tried. Of the other half are
+    Thresholds tried, of which there are `THRESHOLDS`, are 0, so that a feature counts wherever it
+    fires, and evenly spaced quantiles of its activations on the half to choose on. Of a feature
+    with no more activations than that, every threshold that makes a difference is tried.
 
-    - `precision`, `recall`, `f1`, and `lift` = precision / base rate (`detection`);
-    - `mi`, the mutual information of the label and being above the threshold, in bits;
-    - `auroc`, the chance that the activation is higher at a token with the label than at one
-      without, ties counted half; where a feature is silent its activation is 0.
-
-    NaN where a denominator is 0. Memory: 1 GB for labels, and the result.
+    Figures are NaN where a denominator is 0; lift is precision over base rate (`detection`).
+    Memory: 1 GB for labels, and the result.
 
     Args:
         offsets: entries of feature f are those from offsets[f] to offsets[f + 1].
@@ -153,23 +171,33 @@ def _midranks(ascending: np.ndarray) -> np.ndarray:
 
 def _score(features: Sequence[_Feature], table: _Table) -> ConceptScores:
     hits, fired = zip(*(_counts(features, table, half) for half in (0, 1)), strict=True)
-    possible = fired[0] + table.positives[0]
-    best = (2 * hits[0] / np.maximum(possible, 1)).argmax(1)[:, None]
-    figures = []
-    for half, n in enumerate(table.places):
-        counts = (np.take_along_axis(a[half], best, 1)[:, 0] for a in (hits, fired))
-        detected, above, positives = *counts, table.positives[half]
-        found = detection(detected, above, positives, np.array(n))
-        del found["density"]
-        figures.append(found)
-    reported = figures[1]
-    reported["mi"] = mutual_information(detected, above, positives, n)
+    thresholds = np.stack([f.thresholds for f in features])[:, :, None]
+
+    def at(choice: np.ndarray) -> Detections:
+        def take(a: np.ndarray) -> np.ndarray:
+            return np.take_along_axis(a, choice[:, None], 1)[:, 0]
+
+        figures = [
+            detection(take(h), take(f), positives, np.array(n))
+            for h, f, positives, n in zip(hits, fired, table.positives, table.places, strict=True)
+        ]
+        for found in figures:
+            del found["density"]  # the base rate, the same for all features
+        counts = take(hits[1]), take(fired[1]), table.positives[1]
+        figures[1]["mi"] = mutual_information(*counts, table.places[1])
+        figures[1]["kept"] = counts[1] / np.maximum(fired[1][:, 0], 1)
+        return Detections(take(thresholds), *figures)
+
+    best = at((2 * hits[0] / np.maximum(fired[0] + table.positives[0], 1)).argmax(1))
+    enough = (hits[0] >= PRECISION * fired[0]) & (fired[0] >= KEPT * fired[0][:, :1])
+    enough &= fired[0] > 0
+    precise = at(enough.argmax(1))
+    for a in (precise.threshold, *precise.chosen.values(), *precise.reported.values()):
+        a[~enough.any(1)] = np.nan
     ranks = _sums(features, table, 1, np.concatenate([f.ranks for f in features])).sum(1)
-    reported["auroc"] = auroc_of_ranks(ranks, hits[1][:, 0], fired[1][:, 0], positives, n)
-    thresholds = np.stack([f.thresholds for f in features])
-    return ConceptScores(
-        np.take_along_axis(thresholds[:, :, None], best, 1)[:, 0], figures[0], reported
-    )
+    firings = hits[1][:, 0], fired[1][:, 0]
+    auroc = auroc_of_ranks(ranks, *firings, table.positives[1], table.places[1])
+    return ConceptScores(best, precise, auroc)
 
 
 def _counts(
@@ -207,16 +235,23 @@ def _sums(
 
 
 def _join(parts: list[ConceptScores], axis: int) -> ConceptScores:
-    def joined(figures: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return {
-            name: np.concatenate([f[name].astype(np.float32) for f in figures], axis)
-            for name in figures[0]
-        }
+    def figures(some: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: joined([f[name] for f in some]) for name in some[0]}
+
+    def detections(some: list[Detections]) -> Detections:
+        return Detections(
+            joined([d.threshold for d in some]),
+            figures([d.chosen for d in some]),
+            figures([d.reported for d in some]),
+        )
+
+    def joined(some: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(some, axis, dtype=np.float32)
 
     return ConceptScores(
-        np.concatenate([p.threshold for p in parts], axis),
-        joined([p.chosen for p in parts]),
-        joined([p.reported for p in parts]),
+        detections([p.best for p in parts]),
+        detections([p.precise for p in parts]),
+        joined([p.auroc for p in parts]),
     )
 
 
