@@ -570,7 +570,7 @@ def _own(number: int, rates: np.ndarray, places: np.ndarray) -> list[Match]:
 
 
 _OFTEN, _OVER = 0.5, 4.0
-"""Share of a word's occurrences on which a feature of it fires, and how much more than on others'."""
+"""Share of a word's occurrences on which its features fire, and how much more than on others'."""
 
 _NAMING = (("explanations", "explanation"), ("concepts", "label"))
 """Tables whose rows name features, and the column that does."""
