@@ -35,7 +35,7 @@ class Command:
         """Print one feature or the table."""
         if self.feature is not None:
             Dictionary.from_pretrained(self.run_folder).check_feature(self.feature)
-        features = self._features()
+        features = self.features()
         if self.feature is not None:
             console.print(feature_panel(features[self.feature]))
             return
@@ -46,7 +46,7 @@ class Command:
             style="dim",
         )
 
-    def _features(self) -> Features:
+    def features(self) -> Features:
         """Read what an earlier look left in the run, or look and leave it there."""
         saved = self.run_folder / "features"
         if self.data is None and saved.is_dir():
