@@ -239,7 +239,7 @@ def collect_features(
 
 
 def _lens(dictionary: Dictionary, lm: LM) -> tuple[np.ndarray, list[list[str]]]:
-    """Read the directions that features write; where their width is not the unembedding's: none."""
+    """Read the directions that features write; outside the residual stream they say nothing."""
     tokenizer = lm.tokenizer if lm.is_causal else None
     if tokenizer is None or not lm.has_head or not in_stream(lm, dictionary.explains):
         return np.zeros((dictionary.width, 0), np.float32), [[] for _ in range(dictionary.width)]
