@@ -21,6 +21,7 @@ COMMANDS = {
     "search": "find features by words, by tokens, or by a text on which they fire",
     "names": "give features names, merge and export them",
     "explain": "have a language model say what features fire on, and test what it says",
+    "maximise": "search for the text that excites a feature most",
     "contrast": "find features that differ between paired texts, such as flaws and fixes",
     "app": "look at runs and their features in a browser",
     "features": "see what a dictionary's features fire on",

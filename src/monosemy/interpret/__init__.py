@@ -34,6 +34,7 @@ from monosemy.interpret.graph import Graph, Matcher, Pattern
 from monosemy.interpret.inputs import InputCluster, cluster_inputs
 from monosemy.interpret.logit_lens import TokenWeights, logit_lens, vocabulary_lens
 from monosemy.interpret.map import cluster_features, map_features
+from monosemy.interpret.maximise import Maximised, maximise
 from monosemy.interpret.n2g import activate_in, explain_features
 from monosemy.interpret.similar import (
     CoActivation,
@@ -61,6 +62,7 @@ __all__ = [
     "Graph",
     "InputCluster",
     "Matcher",
+    "Maximised",
     "Neighbours",
     "Parents",
     "Pattern",
@@ -80,6 +82,7 @@ __all__ = [
     "label_places",
     "logit_lens",
     "map_features",
+    "maximise",
     "nearest_by_activation",
     "nearest_by_direction",
     "nearest_by_exemplars",
