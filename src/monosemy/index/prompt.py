@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from monosemy.coders import Dictionary
@@ -17,6 +17,7 @@ from monosemy.lm import LM
 
 LONGEST = 20_000
 """Characters of a text."""
+_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,12 @@ def fire_on(
     words = _words(text, batch.start[0, inside].tolist(), batch.end[0, inside].tolist())
     parts: list[Float[Tensor, "tokens d_in"]] = []
     counted: list[bool] = []
-    for piece in tokens.split(dictionary.provenance.context - before.shape[1], dim=1):
-        row = torch.cat([before, piece], dim=1)
-        x = lm.capture(row, [dictionary.hookpoint])[dictionary.hookpoint]
-        parts.append(x[0, before.shape[1] :].float())
-        policy, everywhere = dictionary.provenance.policy, torch.ones_like(row, dtype=torch.bool)
-        counts = policy.mask(row, everywhere, lm.special_ids, None)
-        counted += counts[0, before.shape[1] :].tolist()
+    for rows in _rows(before, tokens, dictionary.provenance.context):
+        x = lm.capture(rows, [dictionary.hookpoint])[dictionary.hookpoint]
+        parts.append(x[:, before.shape[1] :].flatten(0, 1).float())
+        policy, everywhere = dictionary.provenance.policy, torch.ones_like(rows, dtype=torch.bool)
+        counts = policy.mask(rows, everywhere, lm.special_ids, None)
+        counted += counts[:, before.shape[1] :].flatten().tolist()
     code = dictionary.encode_sparse(torch.cat(parts))
     by_token: list[list[tuple[int, float]]] = [[] for _ in words]
     entries = zip(code.tokens.tolist(), code.indices.tolist(), code.values.tolist(), strict=True)
@@ -111,6 +111,18 @@ def _tokenised(text: str, dictionary: Dictionary, lm: LM) -> TokenBatch:
         seed=None,
     )
     return next(iter(stream))
+
+
+def _rows(
+    before: Int[Tensor, "1 inserted"], tokens: Int[Tensor, "1 tokens"], context: int
+) -> Iterator[Int[Tensor, "rows time"]]:
+    """Cut tokens into rows of a context, each after the inserted ones: the whole ones, the rest."""
+    body = context - before.shape[1]
+    whole = tokens.shape[1] // body * body
+    for part in (tokens[0, :whole].view(-1, body), tokens[:, whole:]):
+        for rows in part.split(_ROWS_AT_ONCE):
+            if rows.numel():
+                yield torch.cat([before.expand(len(rows), -1), rows], dim=1)
 
 
 def _words(text: str, starts: Sequence[int], ends: Sequence[int]) -> list[str]:
