@@ -97,11 +97,11 @@ def label_places(
     with Task("labels", max(len(documents), 1), "documents") as task:
         for number, text in enumerate(documents):
             mine = order[edges[number] : edges[number + 1]]
-            true = label_document(text, start[mine], end[mine], spans, names)
-            if true is not None and len(mine):
+            task.advance(1)
+            true = label_document(text, start[mine], end[mine], spans, names) if len(mine) else None
+            if true is not None:
                 labels[:, mine], known[mine] = true, number
                 found += 1
-            task.advance(1)
     if found < 2:
         raise UserError(
             f"{found} of {len(documents)} documents have labels",
