@@ -42,7 +42,8 @@ def handmade(run: Run, hookpoint: str, rows: torch.Tensor) -> Dictionary:
 
 
 def search(run: Run, lm: LM, feature: int = 3, **options) -> Maximised:
-    options = {"steps": 6, "length": 6, "exemplar": exemplar(lm), **options}
+    few = {"steps": 3, "length": 6, "penalties": [0.01, 0.1, 1.0]}
+    options = {**few, "exemplar": exemplar(lm), **options}
     return maximise(run.dictionary, lm, feature, **options)
 
 
@@ -59,7 +60,7 @@ def test_a_feature_that_is_a_tokens_embedding_finds_the_token(family, run: Run) 
     # Bytes that are no character on their own can be typed nowhere.
     typed = [i for i in range(1, 300) if lm.encode(lm.tokenizer.decode([i]))[0].tolist() == [0, i]]
     name = "embed" if family is tiny_llama else "transformer.wte"
-    features = typed[:: len(typed) // 3]
+    features = typed[:: len(typed) // 2][:2]
     dictionary = handmade(run, name, embedding[features])
     for feature, token in enumerate(features):
         scores = embedding[typed] @ embedding[token]
@@ -72,7 +73,7 @@ def test_a_feature_that_is_a_tokens_embedding_finds_the_token(family, run: Run) 
 def test_where_fluency_is_all_text_becomes_likely(run: Run, lm: LM) -> None:
     """Likelier than what the model itself writes, which random text is far from."""
     start = search(run, lm, steps=0, exemplar=None, penalties=[1e6])
-    found = search(run, lm, steps=40, exemplar=None, penalties=[1e6])
+    found = search(run, lm, steps=20, exemplar=None, penalties=[1e6])
     tokens = torch.zeros(64, 1, dtype=torch.long)
     for _ in range(6):
         likely = lm.logits(tokens)[:, -1].softmax(-1)
