@@ -7,6 +7,11 @@ import os
 # No test reaches for the network; a model or data set that is not here is an error at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Several workers share the cores. Set before anything with threads is imported: of torch alone,
+# scikit-learn would undo it, and threads that wait for a core slow each other ten times.
+CORES = max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(CORES))
+os.environ.setdefault("NUMBA_NUM_THREADS", str(CORES))
 
 from pathlib import Path
 
@@ -23,9 +28,7 @@ from monosemy.corpus import Corpus, open_corpus
 from monosemy.lm import LM
 from monosemy.training import Run, train
 
-torch.set_num_threads(
-    max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-)
+torch.set_num_threads(CORES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
