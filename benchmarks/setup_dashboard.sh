@@ -17,6 +17,9 @@ fi
 "${PYTHON:-python3}" -m venv --clear .dashboard
 PIP=".dashboard/bin/python -m pip --quiet --disable-pip-version-check install"
 $PIP "$TORCH"
-$PIP "$TORCH" "sae-dashboard==$SAE_DASHBOARD"
+# The newest pyarrow asks for a NumPy that SAEDashboard does not take.
+$PIP "$TORCH" "sae-dashboard==$SAE_DASHBOARD" "pyarrow<21"
+# Made for another torch; nothing here needs it.
+.dashboard/bin/python -m pip --quiet uninstall --yes torchvision torchaudio
 
 touch .dashboard/.ready
