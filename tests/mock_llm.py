@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from mock_hub import serving
 
 Messages = list[dict[str, str]]
 Model = Callable[[Messages], str]
@@ -49,17 +51,9 @@ class MockLLM:
 
     @contextmanager
     def serve(self) -> Iterator[MockLLM]:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_port}/v1"
-        try:
+        with serving(_handler(self)) as address:
+            self.url = f"{address}/v1"
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
     @property
     def asked_twice(self) -> int:

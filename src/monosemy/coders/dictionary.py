@@ -186,11 +186,7 @@ class Dictionary:
         Raises:
             UserError: it is negative or not below the width.
         """
-        if not 0 <= feature < self.width:
-            raise UserError(
-                f"there is no feature {feature}",
-                f"this dictionary has features 0 to {self.width - 1}",
-            )
+        check_feature(feature, self.width)
 
     def check_steerable(self) -> None:
         """Refuse to steer by a transcoder, whose features fire in one place and write in another.
@@ -316,6 +312,18 @@ class Dictionary:
         return (
             f"Dictionary({self.coder.architecture}, {self.width} features {place} "
             f"in {self.provenance.model}, {sizes})"
+        )
+
+
+def check_feature(feature: int, width: int) -> None:
+    """Refuse a feature number that does not exist.
+
+    Raises:
+        UserError: it is negative or not below the width.
+    """
+    if not 0 <= feature < width:
+        raise UserError(
+            f"there is no feature {feature}", f"this dictionary has features 0 to {width - 1}"
         )
 
 

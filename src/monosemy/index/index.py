@@ -15,11 +15,12 @@ from safetensors.numpy import load_file, save_file
 
 from monosemy.artefact import disk_error, load_manifest, map_tensors, verify_artefact
 from monosemy.coders import Dictionary
+from monosemy.coders.dictionary import check_feature
 from monosemy.errors import UserError
 from monosemy.index.examples import BINS, DRAWN, GROUPS, MISSES, QUANTILES, RANDOM, TOP
 from monosemy.index.join import KIND
 from monosemy.index.names import HUMAN, NO_CONCEPT, read_lines, read_names, write_lines
-from monosemy.index.part import ENTRIES, EXAMPLES
+from monosemy.index.part import ENTRIES, EXAMPLES, blocks
 from monosemy.index.prompt import PromptFeatures, fire_on
 from monosemy.index.search import Found, SearchText
 from monosemy.index.text import TokenTable
@@ -225,11 +226,7 @@ class Index:
         Raises:
             UserError: it is negative or not below the width.
         """
-        if not 0 <= feature < self.width:
-            raise UserError(
-                f"there is no feature {feature}",
-                f"this dictionary has features 0 to {self.width - 1}",
-            )
+        check_feature(feature, self.width)
 
     def entries(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the places at which a feature fires, ascending, and its activations."""
@@ -389,7 +386,7 @@ class Index:
         chosen = np.zeros(len(self.text), bool)
         chosen[places] = True
         total = np.zeros(self.width, np.int64)
-        for first, last in self._blocks():
+        for first, last in blocks(self.offsets, _BLOCK):
             hits = chosen[self.places[self.offsets[first] : self.offsets[last]]]
             sums = np.concatenate([[0], np.cumsum(hits)])
             total[first:last] = np.diff(sums[self.offsets[first : last + 1] - self.offsets[first]])
@@ -427,15 +424,6 @@ class Index:
     @cached_property
     def _search_text(self) -> SearchText:
         return SearchText.of(self)
-
-    def _blocks(self, size: int = 2**24) -> Iterator[tuple[int, int]]:
-        """Yield ranges of features with about `size` entries."""
-        first = 0
-        while first < self.width:
-            last = int(np.searchsorted(self.offsets, self.offsets[first] + size, "right")) - 1
-            last = min(max(last, first + 1), self.width)
-            yield first, last
-            first = last
 
     # --- slices -----------------------------------------------------------------------------
 
@@ -569,6 +557,8 @@ def _own(number: int, rates: np.ndarray, places: np.ndarray) -> list[Match]:
     return sorted(matches, key=lambda match: (-match.f1, match.feature))
 
 
+_BLOCK = 2**24
+"""Entries looked at at once."""
 _OFTEN, _OVER = 0.5, 4.0
 """Share of a word's occurrences on which its features fire, and how much more than on others'."""
 

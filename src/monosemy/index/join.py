@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from monosemy.artefact import load_manifest, new_artefact, new_tensors
 from monosemy.errors import UserError
 from monosemy.index.examples import Examples, Rows
-from monosemy.index.part import ENTRIES, EXAMPLES, PART, Entries, Misses, Part, write_arrays
+from monosemy.index.part import ENTRIES, EXAMPLES, PART, Entries, Misses, Part, blocks, write_arrays
 from monosemy.index.text import COLUMNS, TEXT, TOKENS, VOCABULARY, write_strings
 from monosemy.progress import Task
 
@@ -56,7 +56,7 @@ def join_parts(
         out = _new_entries(draft / ENTRIES, offsets)
         examples, misses = Examples.none(width), Misses.none(width)
         with Task("features", width, "features") as task:
-            for first, last in _blocks(offsets):
+            for first, last in blocks(offsets, _BLOCK):
                 places, values = _gather(parts, begins, offsets, first, last)
                 block = slice(offsets[first], offsets[last])
                 out.places[block], out.values[block] = places, values
@@ -81,16 +81,6 @@ def _new_entries(path: Path, offsets: np.ndarray) -> Entries:
     entries = Entries(**new_tensors(path, shapes))
     entries.offsets[:] = offsets
     return entries
-
-
-def _blocks(offsets: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield ranges of features with about `_BLOCK` entries, or one feature with more."""
-    first, width = 0, len(offsets) - 1
-    while first < width:
-        last = int(np.searchsorted(offsets, offsets[first] + _BLOCK, side="right")) - 1
-        last = min(max(last, first + 1), width)
-        yield first, last
-        first = last
 
 
 def _gather(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,3 +105,13 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     files = new_tensors(path, {name: (a.dtype.name, a.size) for name, a in arrays.items()})
     for name, array in arrays.items():
         files[name][:] = array.reshape(-1)
+
+
+def blocks(offsets: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of features with about `size` entries, or one feature with more."""
+    first, width = 0, len(offsets) - 1
+    while first < width:
+        last = int(np.searchsorted(offsets, offsets[first] + size, side="right")) - 1
+        last = min(max(last, first + 1), width)
+        yield first, last
+        first = last

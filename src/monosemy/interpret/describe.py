@@ -18,7 +18,7 @@ from monosemy.interpret.graph import as_read
 from monosemy.interpret.logit_lens import vocabulary_lens
 from monosemy.interpret.map import CLUSTERS, cluster_features, map_features
 from monosemy.interpret.n2g import activate_in, explain_features
-from monosemy.interpret.similar import nearest_by_activation, nearest_by_direction
+from monosemy.interpret.similar import Neighbours, nearest_by_activation, nearest_by_direction
 from monosemy.lm import LM
 
 LENS, SIMILAR, MAP, CONCEPTS, PATTERNS = "lens", "similar", "map", "concepts", "patterns"
@@ -67,13 +67,15 @@ def write_similar(index: Index, dictionary: Dictionary) -> None:
     """Keep who is like whom, as arrays `similar`: `decoder` by direction, `coactive` by firing.
 
     Each has `NAME_ids` [width, 15], nearest first, -1 where there are fewer, and `NAME_scores`:
-    cosine, and Jaccard index of the tokens on which they fire.
+    cosine, and Jaccard index of the tokens on which they fire. `correlated`, by the correlation of
+    activations, is what a map is drawn from.
     """
     counted = np.flatnonzero(index.text.counted)
     decoder = nearest_by_direction(dictionary.coder.W_dec, _NEIGHBOURS)
     together = nearest_by_activation(firings_of(index), counted, _NEIGHBOURS)
     arrays = {}
-    for name, found in (("decoder", decoder), ("coactive", together.jaccard)):
+    kinds = {"decoder": decoder, "coactive": together.jaccard, "correlated": together.correlation}
+    for name, found in kinds.items():
         arrays[f"{name}_ids"], arrays[f"{name}_scores"] = found.features, found.scores
     index.write_arrays(SIMILAR, arrays)
 
@@ -82,13 +84,13 @@ def write_map(index: Index, *, seed: int = 0) -> None:
     """Keep where each feature lies on a map and in which cluster, as arrays `map`.
 
     By the correlation of what fires together: `xy` [width, 2], NaN for features that never fire,
-    and `cluster` [width], -1 for none.
+    and `cluster` [width], -1 for none. After `write_similar`.
 
     Raises:
         UserError: a package is missing (`monosemy[map]`), or too few features fire.
     """
-    counted = np.flatnonzero(index.text.counted)
-    together = nearest_by_activation(firings_of(index), counted, _NEIGHBOURS).correlation
+    similar = index.arrays(SIMILAR)
+    together = Neighbours(similar["correlated_ids"], similar["correlated_scores"])
     fires = index.counts > 0
     clusters = min(CLUSTERS, max(int(fires.sum()) // _FEATURES_A_CLUSTER, 2))
     cluster = cluster_features(together, clusters, seed=seed).astype(np.int32)
