@@ -13,6 +13,7 @@ CORES = max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_
 os.environ.setdefault("OMP_NUM_THREADS", str(CORES))
 os.environ.setdefault("NUMBA_NUM_THREADS", str(CORES))
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed() -> Iterator[None]:
+    """Begin each test alike; none leaves another number of threads behind."""
     torch.manual_seed(0)
+    yield
+    assert torch.get_num_threads() == CORES
 
 
 @pytest.fixture(scope="session")

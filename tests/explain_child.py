@@ -1,12 +1,14 @@
-"""Explains features until it is killed; run by test_explain_client."""
+"""Explains features in a process that a test kills."""
 
-import sys
+from __future__ import annotations
+
 from pathlib import Path
 
 import planted
 
 from monosemy.interpret.explain import Client, ask_explanations
 
-url, cache = sys.argv[1:]
-client = Client(url, "scripted", cache=Path(cache), concurrency=4)
-ask_explanations(client, range(3), planted.cutter(explain=10, test=10).cut)
+
+def main(url: str, cache: Path) -> None:
+    client = Client(url, "scripted", cache=cache, concurrency=4)
+    ask_explanations(client, range(3), planted.cutter(explain=10, test=10).cut)

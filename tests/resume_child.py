@@ -1,4 +1,4 @@
-"""Trains, or goes on training, in a process that a test kills: `resume_child.py FOLDER KIND`."""
+"""Trains, or goes on training, in a process that a test kills."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from children import tell
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from monosemy.corpus import open_corpus
@@ -28,10 +28,16 @@ CHECKPOINT = 1024
 
 
 def main(folder: Path, kind: str) -> None:
+    try:
+        work(folder, kind)
+    except UserError as error:
+        sys.exit(f"{error.message}\n{error.hint}")
+
+
+def work(folder: Path, kind: str) -> None:
     lm = LM(tiny_llama(), tiny_tokenizer())
     corpus = open_corpus(TEXTS, held_out=0.2)
-    sys.stdout.write("started\n")
-    sys.stdout.flush()
+    tell("started")
     if has_checkpoint(folder):
         resume(folder, lm, corpus, checkpoint_tokens=CHECKPOINT)
     elif kind == "sweep":
@@ -42,11 +48,3 @@ def main(folder: Path, kind: str) -> None:
     else:
         settings = {**COMMON, **KINDS[kind]}
         train(lm, corpus, "layers.1", out=folder, checkpoint_tokens=CHECKPOINT, **settings)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    try:
-        main(Path(sys.argv[1]), sys.argv[2])
-    except UserError as error:
-        sys.exit(f"{error.message}\n{error.hint}")

@@ -1,11 +1,10 @@
-"""Fills a store in a process that a test kills: `store_child.py FOLDER`."""
+"""Fills a store in a process that a test kills."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import torch
+from children import tell
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from monosemy.activations import Harvest, Recipe
@@ -16,7 +15,6 @@ TEXTS = [f"def function_{i}(value):\n    return value + {i} * {i % 7}\n" * 3 for
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
     lm, corpus = LM(tiny_llama(), tiny_tokenizer()), open_corpus(TEXTS, held_out=0.2)
     recipe = Recipe(
         model=lm.name,
@@ -25,11 +23,6 @@ def main(folder: Path) -> None:
         corpus=corpus.describe(),
         tokens_at_once=512,
     )
-    sys.stdout.write("started\n")
-    sys.stdout.flush()
+    tell("started")
     with Harvest(lm, corpus, recipe, folder, tokens=30_000, shard_bytes=2**17) as harvest:
         harvest.grow()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -38,12 +38,12 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo, as `make demo` runs it but for half as long: it reaches its figures by then."""
+    """The demo, as `make demo` runs it but on fewer tokens: it reaches its figures by then."""
     folder = tmp_path_factory.mktemp("docs")
     before = Path.cwd()
     os.chdir(folder)
     try:
-        main(["demo", "--overwrite", "--tokens", "750000"])
+        main(["demo", "--overwrite", "--tokens", "400000"])
     finally:
         os.chdir(before)
     # The prompts that docs/activations.md shows.

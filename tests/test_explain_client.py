@@ -12,14 +12,13 @@ from pathlib import Path
 
 import planted
 import pytest
+from children import Child
 from mock_llm import Messages, MockLLM, perfect, tokens_of
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from monosemy.errors import UserError
 from monosemy.interpret.explain import Client, Explanation, Prices, Reply, ask_explanations
 from monosemy.interpret.explain.client import BudgetSpent, Unanswered
-
-HERE = Path(__file__).parent
 
 
 def echo(messages: Messages) -> str:
@@ -357,14 +356,10 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 def test_killed_and_begun_again_nothing_is_asked_twice(tmp_path: Path) -> None:
     cache, cutter = tmp_path / "replies.jsonl", planted.cutter(explain=10, test=10)
     with MockLLM(perfect, pause=0.02).serve() as server:
-        child = subprocess.Popen(
-            [sys.executable, str(HERE / "explain_child.py"), server.url, str(cache)],
-            stderr=subprocess.DEVNULL,
-        )
-        while len(server.answered) < 20 and child.poll() is None:
+        child = Child(tmp_path / "log", "explain_child", server.url, cache)
+        while len(server.answered) < 20 and child.exitcode is None:
             time.sleep(0.01)
         child.kill()
-        child.wait()
         kept = len(cache.read_bytes().splitlines())
         server.pause = 0.0
         client = Client(server.url, "scripted", cache=cache)

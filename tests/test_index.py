@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import Child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_parts import CONTEXT, synthetic_parts
@@ -228,19 +227,15 @@ def test_another_recipe_does_not_take_up_the_parts(
 
 
 def test_killed_at_any_moment_it_ends_the_same(tmp_path: Path) -> None:
-    child = [sys.executable, str(Path(__file__).parent / "index_child.py")]
-    subprocess.run([*child, str(tmp_path / "a")], check=True, capture_output=True)
-    for tries in (0, 4, 9):
-        process = subprocess.Popen(
-            [*child, str(tmp_path / "b")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert process.stdout is not None
-        for _ in range(tries):  # a line a batch
-            process.stdout.readline()
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    subprocess.run([*child, str(tmp_path / "b")], check=True, capture_output=True)
+    def start(name: str) -> Child:
+        return Child(tmp_path / "log", "index_child", tmp_path / name)
+
+    start("a").finish()
+    for batches in (0, 4, 9):
+        child = start("b")
+        child.wait_for_lines(batches)
+        child.kill()
+    start("b").finish()
     same(Index.open(tmp_path / "a" / "index"), Index.open(tmp_path / "b" / "index"))
 
 

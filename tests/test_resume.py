@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from children import Child
 from conftest import SMALL
 from resume_child import KINDS
 from safetensors.torch import load_file
@@ -25,23 +23,9 @@ from monosemy.lm import LM
 from monosemy.training import describe_extension, resume, sweep, train
 from monosemy.training.checkpoint import LATEST, PLATEAU, has_checkpoint, load_checkpoint
 
-CHILD = Path(__file__).with_name("resume_child.py")
 
-
-def start(folder: Path, kind: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(CHILD), str(folder), kind],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def finish(folder: Path, kind: str) -> None:
-    done = start(folder, kind)
-    _, errors = done.communicate(timeout=120)
-    assert done.returncode == 0, errors
+def start(folder: Path, kind: str) -> Child:
+    return Child(folder.with_name("log"), "resume_child", folder, kind)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -57,43 +41,39 @@ def curve(folder: Path) -> list[str]:
 @pytest.mark.parametrize("kind", [*KINDS, "sweep"])
 def test_killed_at_random_moments_and_resumed_is_bit_identical(kind: str, tmp_path: Path) -> None:
     began = time.monotonic()
-    finish(tmp_path / "whole", kind)
+    start(tmp_path / "whole", kind).finish()
     took = time.monotonic() - began
     rng, folder, kills = random.Random(kind), tmp_path / "killed", 0
     while not weights(folder) and kills < 6:
         if folder.exists() and not has_checkpoint(folder):
             shutil.rmtree(folder)  # killed before its first checkpoint: nothing to go on from
         child = start(folder, kind)
-        assert child.stdout is not None
-        child.stdout.readline()  # the model is there, training begins
+        child.wait_for_lines(1)  # the model is there, training begins
         time.sleep(rng.uniform(0.05, 0.6 * took))
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
+        child.kill()
         kills += 1
     if not weights(folder):
-        finish(folder, kind)
+        start(folder, kind).finish()
     assert weights(folder) == weights(tmp_path / "whole")
     assert curve(folder) == curve(tmp_path / "whole")
 
 
 def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
-    finish(tmp_path / "whole", "batch_topk")
+    start(tmp_path / "whole", "batch_topk").finish()
     folder = tmp_path / "stopped"
     child = start(folder, "batch_topk")
-    assert child.stdout is not None
-    child.stdout.readline()
     while not has_checkpoint(folder):  # the first of twelve
         time.sleep(0.005)
-    child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=60)
-    if child.returncode == 0:
+    child.signal(signal.SIGTERM)
+    child.wait()
+    if child.exitcode == 0:
         pytest.skip("it had finished before the signal came")
-    assert "stopped by SIGTERM after" in errors
-    assert "monosemy resume" in errors
+    assert "stopped by SIGTERM after" in child.written
+    assert "monosemy resume" in child.written
     state = load_checkpoint(folder)
     assert state is not None
-    assert f"{state['tokens']:,} tokens" in errors
-    finish(folder, "batch_topk")
+    assert f"{state['tokens']:,} tokens" in child.written
+    start(folder, "batch_topk").finish()
     assert weights(folder) == weights(tmp_path / "whole")
 
 

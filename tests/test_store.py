@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import Child
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +26,6 @@ from monosemy.lm import LM
 from monosemy.training import resume, train
 from monosemy.training.feed import PoolFeed, StoreFeed
 
-CHILD = Path(__file__).with_name("store_child.py")
 POINTS = ("layers.0", "layers.1")
 SHARD = 2**17
 
@@ -165,31 +161,19 @@ def test_a_store_built_in_two_goes_has_the_same_rows(
 
 
 def test_killed_and_started_again_it_is_bit_identical(tmp_path: Path) -> None:
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, str(CHILD), str(folder)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    def start(name: str) -> Child:
+        return Child(tmp_path / "log", "store_child", tmp_path / name)
 
     began = time.monotonic()
-
-    def finish(folder: Path) -> None:
-        child = start(folder)
-        child.communicate(timeout=120)
-        assert child.returncode == 0
-
-    finish(tmp_path / "whole")
+    start("whole").finish()
     took = time.monotonic() - began
     rng = random.Random(0)
     for _ in range(4):
-        child = start(tmp_path / "killed")
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(rng.uniform(0, 0.2 * took))  # after its start, which takes most of the time
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-    finish(tmp_path / "killed")
+        child = start("killed")
+        child.wait_for_lines(1)
+        time.sleep(rng.uniform(0, 0.5 * took))
+        child.kill()
+    start("killed").finish()
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert len(files(tmp_path / "whole")) > 5
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import eigsh
@@ -77,8 +80,8 @@ def map_features(
     count = min(nearest.shape[1], len(placed))
     nearest, distances = nearest[:, :count], np.maximum(distances[:, :count], 0)
     start = _start(graph, seed)
-    with warnings.catch_warnings():  # it says that new points cannot be put on the map
-        warnings.simplefilter("ignore")
+    with _same_threads(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that new points cannot be put on the map
         found = umap.UMAP(
             n_neighbors=count,
             precomputed_knn=(nearest, distances.astype(np.float32)),
@@ -90,6 +93,16 @@ def map_features(
     places = np.full((len(fires), 2), np.nan, dtype=np.float32)
     places[placed] = found
     return places
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Undo what numba does as it starts: it sets the number of threads of everybody's OpenMP."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _graph(neighbours: Neighbours, fires: np.ndarray) -> tuple[csr_matrix, np.ndarray]:
