@@ -37,6 +37,8 @@ from browser import BROWSER, Browser
 
 CONTEXT, L0, DENSEST = 128, 32, 0.3
 PORT = 8460
+LENSES = ("logits", "logits_without_norm", "reads", "writes")
+MOMENTS = ("mean", "std", "skewness", "kurtosis")
 
 
 def main():
@@ -229,7 +231,9 @@ def add_meaning(index, n_words, rng):
     )
     shape = (width, 20)
     ids = rng.integers(n_words, size=shape).astype(np.int32)
-    index.write_arrays("lens", {"values": rng.normal(size=shape).astype(np.float32), "ids": ids})
+    weights = {"tokens": ids, "values": rng.normal(size=shape).astype(np.float32)}
+    weights |= {name: rng.normal(size=width).astype(np.float32) for name in MOMENTS}
+    index.write_arrays("lens", {f"{t}.{name}": a for t in LENSES for name, a in weights.items()})
     near = rng.integers(width, size=(width, 10)).astype(np.int32)
     scores = -np.sort(-rng.random((width, 10)), axis=1).astype(np.float32)
     kinds = ("decoder", "coactive")

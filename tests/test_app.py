@@ -103,7 +103,12 @@ def make_meaning(index: Index, text: str) -> None:
     patterns = [text, {"tokens": [0, -2, -1], "activation": 1.0, "count": 2}]
     index.write_table("patterns", [{"feature": 1, "patterns": patterns}])
     ids = np.arange(2 * width, dtype=np.int32).reshape(width, 2) % len(index.text.vocabulary)
-    index.write_arrays("lens", {"values": np.ones((width, 2), np.float32), "ids": ids})
+    weights = {"values": np.ones((width, 2), np.float32), "tokens": ids}
+    weights |= {name: np.ones(width, np.float32) for name in ("skewness", "kurtosis")}
+    tables = ("logits", "reads")
+    index.write_arrays("lens", {f"{t}.{name}": a for t in tables for name, a in weights.items()})
+    xy, cluster = np.random.rand(width, 2).astype(np.float32), np.zeros(width, np.int32)
+    index.write_arrays("map", {"xy": xy, "cluster": cluster})
     near = {"decoder_ids": ids % width, "decoder_scores": np.ones((width, 2), np.float32)}
     index.write_arrays("similar", near)
 
@@ -279,6 +284,8 @@ def test_the_page_of_a_feature_has_all_that_is_known(ask):
     assert "evil()" in named and "Alike in direction" in named and "Near misses" in named
     assert "Explanation" in explained and "[any][start]" in explained
     assert "Concept" in labelled and "0.500" in labelled
+    assert "Promotes" in named and "Token embeddings it reads" in named and "kurtosis" in named
+    assert "Token embeddings it writes" not in named  # the index does not say
     assert "It fired on none of the 80 tokens" in dead
 
 
@@ -386,12 +393,15 @@ def test_a_site_is_whole_and_leads_only_to_itself(hostile, tmp_path):
     site = write_site(hostile, tmp_path / "site", most=3)
     assert (site.features, site.live) == (3, 5)
     pages = sorted(site.path.parent.rglob("*.html"))
-    assert len(pages) == 5
+    assert len(pages) == 6
+    drawn = json.loads((tmp_path / "site/map/points.js").read_text()[len("const MAP = ") : -1])
+    assert drawn["paged"] == [int(page.stem) for page in sorted(tmp_path.glob("site/features/*"))]
     for page in pages:
         html = page.read_text("utf-8")
         assert EVIL not in html
         for tag, attributes in Tags(html).found:
-            assert tag not in ("textarea", "button") and attributes.get("method") is None
+            assert tag != "textarea" and attributes.get("method") is None
+            assert tag != "button" or attributes["type"] == "button"  # nothing is sent
             for name in ("src", "href"):
                 target = re.split("[?#]", attributes.get(name) or "")[0]
                 if target and target != "data:," and "FEATURE" not in target:
@@ -527,4 +537,6 @@ def test_a_site_works_from_disk(hostile, tmp_path):
         browser.wait("location.pathname.includes('/features/')")
         browser.wait("document.querySelector('.tabs [aria-current]')")
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+        browser.run("document.querySelector('nav a[href$=\"map.html\"]').click()")
+        browser.wait("document.getElementById('map')?.dataset.drawn")
         assert not browser.messages

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import re
@@ -29,15 +28,16 @@ from hypothesis import strategies as st
 
 from monosemy.app import make_app
 from monosemy.app.columns import labels
-from monosemy.app.compare import find_alone, match_runs
-from monosemy.app.feature_map import clusters, points, read_map
+from monosemy.app.compare import find_alone, find_families, match_runs
+from monosemy.app.feature_map import clusters, kinds_of_text, points, read_map
 from monosemy.app.prompt import read_prompt
 from monosemy.app.runs import OpenRun
 from monosemy.app.steer import parse_scales
-from monosemy.coders import Dictionary
+from monosemy.coders import Dictionary, make_coder
 from monosemy.corpus import open_corpus
 from monosemy.errors import UserError
 from monosemy.index import build_index
+from monosemy.interpret import write_kinds
 from monosemy.intervene import clamped, write_both
 from monosemy.lm import LM
 from monosemy.metrics.diversity import distinct_n
@@ -112,9 +112,10 @@ def folders(
 
 
 def reordered(dictionary: Dictionary, order: torch.Tensor) -> Dictionary:
-    """The same dictionary, feature `order[i]` being the i-th."""
-    coder, width = copy.deepcopy(dictionary.coder), dictionary.width
-    rows = {n: t[order] if t.shape[:1] == (width,) else t for n, t in coder.state_dict().items()}
+    """The same dictionary, feature `order[i]` being the i-th; some may be there twice."""
+    before, width = dictionary.coder, dictionary.width
+    coder = make_coder(before.architecture, before.d_in, len(order), **before.options())
+    rows = {n: t[order] if t.shape[:1] == (width,) else t for n, t in before.state_dict().items()}
     coder.load_state_dict(rows)
     known = dictionary.fingerprint
     strongest = torch.argsort(order)[known.strongest]
@@ -471,6 +472,22 @@ def test_clusters_hold_every_feature_that_is_in_one(site: Site) -> None:
         assert {arrays["cluster"][f] for f, _ in c.features} == {c.number}
 
 
+def test_kinds_of_text_are_shown_with_their_features_and_text(site: Site) -> None:
+    run = site.runs["run-1"]
+    write_kinds(run.features.index)
+    kinds = kinds_of_text(run)
+    rows = len(run.features.index.text) // run.features.index.text.context
+    assert kinds and sum(kind.size for kind in kinds) <= rows
+    _, page, _ = site.ask("/run-1/map")
+    assert "Kinds of text" in page
+    for kind in kinds:
+        assert all(lift > 1 for _, _, lift in kind.features)
+        for document, text in kind.texts:
+            number = run.features.index.text.names.index(document)
+            assert text and text in run.features.index.text.text(number)
+    assert HOSTILE not in page
+
+
 def test_without_a_map_the_command_that_makes_it_is_told(site: Site) -> None:
     status, page, _ = site.ask("/run-0/map")
     assert status == 200
@@ -505,6 +522,27 @@ def test_the_same_features_in_another_order_are_partners(site: Site, order: torc
     assert status == 200
     assert f"run-1, feature {partners.of_a[feature]}<" in page
     assert "0 of run-0 without a partner" in page
+
+
+def test_features_split_in_a_wider_run_are_families(site: Site, order: torch.Tensor) -> None:
+    """The wider dictionary has every feature of the narrow one twice, turned a little."""
+    narrow = site.runs["run-0"]
+    twice = torch.cat([order, order])
+    wide = OpenRun("wide", narrow.folder)
+    wide.dictionary = reordered(narrow.dictionary, twice)  # type: ignore[misc]
+    wide.dictionary.coder.W_dec.data += 0.01 * torch.randn_like(wide.dictionary.coder.W_dec)
+    families = find_families(wide, narrow)
+    live = narrow.dictionary.strength.numpy() > 0
+    assert families and (families.narrow, families.wide) == (narrow, wide)
+    parent = families.parents.parent
+    assert parent[live[twice]].tolist() == twice[live[twice]].tolist()
+    assert (parent[~live[twice]] == -1).all()
+    assert len(families.parents.families) == live.sum()
+    family = families.listed[0]
+    cosines = families.parents.score[[child for child, _ in family.children]]
+    assert [twice[child] for child, _ in family.children] == [family.parent[0]] * 2
+    assert (np.diff(cosines) <= 0).all()
+    assert find_families(narrow, narrow) is None
 
 
 def test_features_without_a_partner_are_listed_most_frequent_first(site: Site) -> None:

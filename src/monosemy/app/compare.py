@@ -22,6 +22,7 @@ from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.evaluation.suites.stability import SHARED
 from monosemy.index import FeatureView
+from monosemy.interpret import Parents, parents_by_direction
 from monosemy.metrics.stability import EXACT, match, partner_cosines
 from monosemy.metrics.table import MetricRow, MetricValue
 from monosemy.report.numbers import count, figure, metric_cells, percent
@@ -32,8 +33,8 @@ router = APIRouter()
 METRICS = "metrics.json"
 OWN = "dictionary"
 """Column of a table that is the dictionary's."""
-ALONE, BINS = 60, 40
-"""Features listed that have no partner; bars of the histogram of densities."""
+ALONE, FAMILIES, BINS = 60, 30, 40
+"""Features listed that have no partner, families listed; bars of the histogram of densities."""
 _ADDRESS = 4000
 
 
@@ -70,6 +71,41 @@ class Partners:
         return self.cosines > SHARED
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A feature of the narrower run, and those of the wider one that it has split into.
+
+    Features are listed as number and what they are called, children nearest first.
+    """
+
+    parent: tuple[int, str]
+    children: list[tuple[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Families:
+    """What the features of the narrower of two runs have become in the wider one."""
+
+    narrow: OpenRun
+    wide: OpenRun
+    parents: Parents
+    """Of each live feature of the wider, by direction; numbers are those of the runs."""
+    listed: list[Family]
+    """Those with most children."""
+
+    @property
+    def summary(self) -> str:
+        """Say how many features have a parent, and how many parents have several children."""
+        parent = self.parents.parent
+        live = int((self.wide.dictionary.strength > 0).sum())
+        return (
+            f"{int((parent >= 0).sum()):,} of {live:,} live features of {self.wide.name} are "
+            f"nearer to one of {self.narrow.name} than chance has it (cosine above "
+            f"{figure(self.parents.threshold)}); {len(self.parents.families):,} features of "
+            f"{self.narrow.name} have several such children."
+        )
+
+
 def refusal(a: Dictionary, b: Dictionary) -> str:
     """Say why the features of two dictionaries have no partners; empty where they have."""
     mine, theirs = a.provenance, b.provenance
@@ -100,6 +136,36 @@ def match_runs(a: OpenRun, b: OpenRun) -> Partners:
     return Partners(of_a, of_b, cosines)
 
 
+@lru_cache(maxsize=8)
+def find_families(a: OpenRun, b: OpenRun) -> Families | None:
+    """Find what features of the narrower run the wider one has split; None for equal widths."""
+    if a.dictionary.width == b.dictionary.width:
+        return None
+    narrow, wide = sorted((a, b), key=lambda run: run.dictionary.width)
+    of_narrow, of_wide = (
+        np.flatnonzero(run.dictionary.strength.numpy() > 0) for run in (narrow, wide)
+    )
+    if not len(of_narrow) or not len(of_wide):
+        return None
+    found = parents_by_direction(
+        narrow.dictionary.coder.W_dec[of_narrow], wide.dictionary.coder.W_dec[of_wide]
+    )
+    parent, score = np.full(wide.dictionary.width, -1), np.full(wide.dictionary.width, np.nan)
+    parent[of_wide] = np.where(found.parent >= 0, of_narrow[found.parent], -1)
+    score[of_wide] = found.score
+    parents = Parents(parent, score, found.threshold)
+    families = sorted(parents.families.items(), key=lambda family: -len(family[1]))[:FAMILIES]
+    listed = [
+        Family(
+            (mother, _called(narrow, [mother])[0]),
+            list(zip(near, _called(wide, near), strict=True)),
+        )
+        for mother, children in families
+        for near in [sorted(children, key=lambda child: -score[child])]
+    ]
+    return Families(narrow, wide, parents, listed)
+
+
 @router.get("/compare")
 def compare(request: Request, run: ThisRun, b: str = "") -> Response:
     """Show two runs side by side: this one and the one of the address."""
@@ -126,9 +192,9 @@ def _compare_page(request: Request, a: OpenRun, asked: Mapping[str, str]) -> Res
     b = run_named(request, asked["b"])
     why_not = refusal(a.dictionary, b.dictionary)
     is_large = max(a.dictionary.width, b.dictionary.width) > EXACT
-    partners = None
+    partners, families = None, None
     if not why_not and (not is_large or asked.get("match")):
-        partners = match_runs(a, b)
+        partners, families = match_runs(a, b), find_families(a, b)
     feature = whole(asked, "feature", -1, -1, a.dictionary.width - 1)
     typed = text(asked, "text")
     return page(
@@ -149,6 +215,7 @@ def _compare_page(request: Request, a: OpenRun, asked: Mapping[str, str]) -> Res
         if partners
         else [],
         shared=SHARED,
+        families=families,
         feature=feature if feature >= 0 else "",
         cards=_cards(a, b, partners, feature) if feature >= 0 else [],
         text=typed,
@@ -262,10 +329,6 @@ def summarise(partners: Partners, a: OpenRun, b: OpenRun) -> str:
     )
 
 
-def _both_alone(partners: Partners, a: OpenRun, b: OpenRun) -> list[Alone]:
-    return [find_alone(a, partners.cosines), find_alone(b, _cosines_of_b(partners))]
-
-
 def _cosines_of_b(partners: Partners) -> np.ndarray:
     """[width of b] cosine of each feature of the second with its partner; 0 without one."""
     has = partners.of_b >= 0
@@ -278,14 +341,22 @@ def find_alone(run: OpenRun, cosines: np.ndarray) -> Alone:
     """Return a run's live features whose cosines with their partners are not above `SHARED`."""
     alone = np.flatnonzero((run.dictionary.strength.numpy() > 0) & (cosines <= SHARED))
     try:
-        index = run.features.index
+        counts = run.features.index.counts
     except UserError:
-        return Alone(len(alone), [(f, "", float(cosines[f])) for f in alone[:ALONE].tolist()])
-    order = alone[np.argsort(-index.counts[alone], kind="stable")][:ALONE].tolist()
-    lines = labels(index, order)
+        counts = np.zeros(run.dictionary.width)
+    order = alone[np.argsort(-counts[alone], kind="stable")][:ALONE].tolist()
+    lines = _called(run, order)
     return Alone(
         len(alone), [(f, line, float(cosines[f])) for f, line in zip(order, lines, strict=True)]
     )
+
+
+def _called(run: OpenRun, features: list[int]) -> list[str]:
+    """Return what features are called; empty text where there is no index."""
+    try:
+        return labels(run.features.index, features)
+    except UserError:
+        return [""] * len(features)
 
 
 def _cards(

@@ -12,7 +12,7 @@ import numpy as np
 from monosemy.app.columns import labels
 from monosemy.app.runs import OpenRun
 from monosemy.index import Exemplar, Index, read_names
-from monosemy.interpret import LENS, FeatureView
+from monosemy.interpret import LENS, Features, FeatureView
 from monosemy.interpret.graph import START, WILDCARD
 from monosemy.report.numbers import figure
 from monosemy.report.tokens import visible
@@ -26,6 +26,13 @@ _NEIGHBOURS = (
     ("Alike in direction", "cosine of the directions they write", "decoder"),
     ("Fire together", "share of the tokens on which either fires that both do", "coactive"),
 )
+_LENSES = (
+    ("logits", "Logit lens", ("Promotes", "Suppresses")),
+    ("logits_without_norm", "Logit lens without the final norm", ("Promotes", "Suppresses")),
+    ("reads", "Token embeddings it reads", ("Most", "Least")),
+    ("writes", "Token embeddings it writes", ("Most", "Least")),
+)
+"""Tables of `vocabulary_lens`, their headings, and those of their two ends."""
 _FIFTHS = ("strongest fifth", "second fifth", "middle fifth", "fourth fifth", "weakest fifth")
 _FIGURES = {
     "f1": "F1",
@@ -50,6 +57,17 @@ class Contexts:
     note: str
     parts: Sequence[tuple[str, Sequence[tuple[str, Exemplar]]]]
     """Heading, and the contexts under it, each with the figure it was chosen by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lens:
+    """What a feature is to the vocabulary, in one way."""
+
+    title: str
+    ends: Sequence[tuple[str, Sequence[tuple[str, float]]]]
+    """Heading, and tokens with their weights, of the highest and of the lowest."""
+    moments: dict[str, float]
+    """Skewness and kurtosis of its weights over all tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +103,7 @@ def feature_values(
         "view": view,
         "given": read_names(index.folder).get(feature, []) if feature in index.names else [],
         "contexts": _contexts(view),
-        "moments": _moments(index, feature),
+        "lenses": _lenses(features, feature),
         "neighbours": _neighbours(index, feature),
         "concept": index.table("concepts").get(feature),
         "explanation": index.table("explanations").get(feature),
@@ -144,14 +162,20 @@ def _beside(
     return (int(before[-1]) if len(before) else None, int(after[0]) if len(after) else None)
 
 
-def _moments(index: Index, feature: int) -> dict[str, float]:
-    lens = index.arrays(LENS)
-    return {
-        name: float(lens[array][feature])
-        for name in ("skewness", "kurtosis")
-        for array in (name, f"logits.{name}")
-        if array in lens
-    }
+def _lenses(features: Features, feature: int) -> list[Lens]:
+    arrays, found = features.index.arrays(LENS), []
+    for table, title, (up, down) in _LENSES:
+        weights = features.lens(feature, table)
+        half = len(weights) // 2
+        ends = [(up, weights[:half]), (down, weights[half:])]
+        moments = {
+            name: float(arrays[f"{table}.{name}"][feature])
+            for name in ("skewness", "kurtosis")
+            if f"{table}.{name}" in arrays
+        }
+        if weights:
+            found.append(Lens(title, ends, moments))
+    return found
 
 
 def _neighbours(index: Index, feature: int) -> list[Neighbours]:

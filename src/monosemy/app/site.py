@@ -10,6 +10,7 @@ from pathlib import Path
 
 from monosemy.app.columns import features_js
 from monosemy.app.feature import feature_values
+from monosemy.app.feature_map import COLOURS, map_values, points_js
 from monosemy.app.overview import overview_values
 from monosemy.app.pages import STATIC, Filed, file_of, render, report_css
 from monosemy.app.runs import OpenRun
@@ -21,7 +22,7 @@ from monosemy.progress import Task
 MOST = 4096
 """Features that have a page, unless asked otherwise: each takes some 50 kB."""
 
-_SECTIONS = {"": "Overview", "features": "Features"}
+_SECTIONS = {"": "Overview", "features": "Features", "map": "Map"}
 _MARK = "written-by-monosemy"
 
 
@@ -40,7 +41,7 @@ class Site:
 
 
 def write_site(run: str | Path, folder: str | Path | None = None, *, most: int = MOST) -> Site:
-    """Write a run's overview, list of features and features as pages that open from disk.
+    """Write a run's overview, list, map and pages of features as files that open from disk.
 
     Where more features are live than have room, the most telling ones have a page, and then the
     most frequent.
@@ -88,8 +89,11 @@ def _features(run: OpenRun, most: int) -> list[int]:
 
 
 def _write(run: OpenRun, folder: Path, features: Sequence[int]) -> None:
+    drawn = map_values(run)
+    sections = {a: name for a, name in _SECTIONS.items() if a != "map" or drawn["is_made"]}
+
     def write(address: str, template: str, **values: object) -> None:
-        text = render(template, Filed(address), run, address, _SECTIONS, **values)
+        text = render(template, Filed(address), run, address, sections, **values)
         write_text(folder / file_of(address), text)
 
     shutil.copytree(STATIC, folder / "static")
@@ -98,6 +102,10 @@ def _write(run: OpenRun, folder: Path, features: Sequence[int]) -> None:
     write_text(folder / _MARK, "")
     write("", "overview.html", **overview_values(run))
     write("features", "features.html", title="Features", listed=features[:200])
+    if "map" in sections:
+        drawn |= {"colour": COLOURS[0], "words": "", "found": [], "cluster": ""}
+        write_text(folder / "map" / "points.js", points_js(run, features))
+        write("map", "map.html", **drawn, has_page=set(features).__contains__)
     with Task("pages", len(features), "features") as task:
         for feature in features:
             values = feature_values(run, feature, among=features)

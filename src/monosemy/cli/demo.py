@@ -66,7 +66,7 @@ class Command:
         console.print(Rule("3. name them by what the parser knows of the text, held out"))
         if report.named is not None:
             console.print(named_table(report.features, report.named))
-            console.print(concept_line(report.named))
+            console.print(concept_line(report.named.coverage))
         console.print(Rule("4. what is there now"))
         console.print(
             f"{trained.dictionary}\n"

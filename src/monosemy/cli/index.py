@@ -17,12 +17,13 @@ from monosemy.corpus import LabelledCorpus, Part, open_labels
 from monosemy.errors import UserError
 from monosemy.index import TOKENS, Index, is_made, look
 from monosemy.interpret import (
-    ConceptTable,
     Features,
     build_features,
     choose_features,
     describe,
     join_features,
+    read_coverage,
+    write_kinds,
     write_map,
     write_patterns,
 )
@@ -51,7 +52,7 @@ class Command:
     label: str | None = None
     """Column of `--labels` that holds the label."""
     map: bool = False
-    """Also draw a map of all features, and cluster them."""
+    """Also draw a map of all features, and cluster them and the text."""
     patterns: int = 20
     """Of so many of the most telling features, find the patterns of tokens they fire on (N2G)."""
     shard: str | None = None
@@ -74,6 +75,7 @@ class Command:
             return
         dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
         folder, labels = self.run_folder / "index", self._labels()
+        found: dict[str, float] | None = None
         if self.join:
             features = join_features(dictionary, lm, folder)
         else:
@@ -87,11 +89,15 @@ class Command:
             if not self.anew and is_made(dictionary, text, folder, **asked):
                 console.print("the index is there; --anew makes it again", style="dim")
                 features = Features(Index.open(folder))
+                found = read_coverage(features.index) if labels is None else None
             else:
                 features = build_features(dictionary, lm, text, folder, **asked)
-        found = describe(features.index, lm, dictionary, labels)
+        if found is None:
+            named = describe(features.index, lm, dictionary, labels)
+            found = named.coverage if named else None
         if self.map:
             write_map(features.index)
+            write_kinds(features.index)
         if self.patterns and lm.is_causal:
             write_patterns(features.index, lm, dictionary, choose_features(features, self.patterns))
         self._say(features, found)
@@ -103,7 +109,7 @@ class Command:
             raise UserError("both --data and --labels", "the labelled text is what is looked at")
         return open_labels(self.labels, column=self.column, label=self.label)
 
-    def _say(self, features: Features, found: ConceptTable | None) -> None:
+    def _say(self, features: Features, found: dict[str, float] | None) -> None:
         folder = self.run_folder / "index"
         size = sum(path.stat().st_size for path in folder.iterdir())
         console.print(f"{features.index}\n{folder}, {size / 1e6:,.0f} MB")

@@ -404,15 +404,34 @@ class Index:
         joint = np.stack([self.counts_on(self.entries(f)[0]) for f in chosen])
         return Coactivation(chosen, joint, self.counts)
 
-    def top(self, prompt: str, dictionary: Dictionary, lm: LM) -> PromptFeatures:
+    def top(
+        self, prompt: str, dictionary: Dictionary | None = None, lm: LM | None = None
+    ) -> PromptFeatures:
         """Return which features fire on a text, token by token and over all of it.
 
+        Args:
+            prompt: the text.
+            dictionary: whose index it is; None: the one in the run that the index lies in.
+            lm: the model it belongs to; None: it is loaded, once.
+
         Raises:
-            UserError: the text is empty or too long, or the index is another dictionary's.
+            UserError: the text is empty or too long, the index is another dictionary's, or there
+                is no dictionary or model.
         """
+        dictionary = dictionary or self._own_dictionary
         self.check_dictionary(dictionary)
+        lm = lm or self._own_lm
         density = self.counts / max(self.n_tokens, 1)
-        return fire_on(prompt, dictionary, lm, largest=self.max, density=density)
+        return fire_on(prompt, dictionary.to(lm.device), lm, largest=self.max, density=density)
+
+    @cached_property
+    def _own_dictionary(self) -> Dictionary:
+        return Dictionary.from_pretrained(self.folder.parent)
+
+    @cached_property
+    def _own_lm(self) -> LM:
+        provenance = self._own_dictionary.provenance
+        return LM(provenance.model, revision=provenance.revision)
 
     def search(self, words: str, count: int = 50) -> list[Found]:
         """Return features whose names or strongest contexts hold all of some words, best first.

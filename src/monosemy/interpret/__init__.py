@@ -13,12 +13,15 @@ from monosemy.interpret.concepts import (
 from monosemy.interpret.describe import (
     CONCEPTS,
     COVERAGE,
+    KINDS_OF_TEXT,
     LENS,
     MAP,
     PATTERNS,
     SIMILAR,
     describe,
+    read_coverage,
     write_concepts,
+    write_kinds,
     write_map,
     write_patterns,
 )
@@ -47,6 +50,7 @@ from monosemy.interpret.similar import (
 __all__ = [
     "CONCEPTS",
     "COVERAGE",
+    "KINDS_OF_TEXT",
     "LENS",
     "MAP",
     "NO_CONCEPT",
@@ -88,9 +92,11 @@ __all__ = [
     "nearest_by_exemplars",
     "parents_by_activation",
     "parents_by_direction",
+    "read_coverage",
     "score_features",
     "vocabulary_lens",
     "write_concepts",
+    "write_kinds",
     "write_map",
     "write_patterns",
 ]

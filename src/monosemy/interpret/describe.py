@@ -15,6 +15,7 @@ from monosemy.index import Index
 from monosemy.interpret.concepts import ConceptTable, label_index, score_features
 from monosemy.interpret.firings import Firings, TokenRows
 from monosemy.interpret.graph import as_read
+from monosemy.interpret.inputs import InputCluster, cluster_inputs
 from monosemy.interpret.logit_lens import vocabulary_lens
 from monosemy.interpret.map import CLUSTERS, cluster_features, map_features
 from monosemy.interpret.n2g import activate_in, explain_features
@@ -25,9 +26,12 @@ LENS, SIMILAR, MAP, CONCEPTS, PATTERNS = "lens", "similar", "map", "concepts", "
 """Names of what is kept: arrays the first three, tables the others."""
 COVERAGE = "concepts.json"
 """Each concept's best features, and how many concepts and features go together."""
+KINDS_OF_TEXT = "kinds.json"
+"""Kinds of text, by the features they activate."""
 
 _NEIGHBOURS = 15
 _FEATURES_A_CLUSTER = 32
+_KINDS, _ROWS_A_KIND = 20, 10
 
 
 def describe(
@@ -97,6 +101,25 @@ def write_map(index: Index, *, seed: int = 0) -> None:
     index.write_arrays(MAP, {"xy": map_features(together, fires, seed=seed), "cluster": cluster})
 
 
+def write_kinds(index: Index, *, seed: int = 0) -> None:
+    """Keep the kinds of text there are: rows of the index clustered by the features they activate.
+
+    `KINDS_OF_TEXT` lists them, largest first: `size` in rows, `features` that set it apart and
+    their lift, and `rows` nearest to its centre. Of very little text there are none.
+
+    Raises:
+        UserError: a package is missing (`monosemy[map]`).
+    """
+    context = index.text.context
+    rows = np.where(index.text.counted, np.arange(len(index.text)) // context, -1)
+    kinds = min(_KINDS, len(index.text) // context // _ROWS_A_KIND)
+    found: list[InputCluster] = []
+    if kinds > 1 and len(index.values):
+        found = cluster_inputs(firings_of(index), rows, kinds, seed=seed)[1]
+    told = [{"size": k.size, "features": k.features, "rows": k.nearest} for k in found]
+    write_text(index.folder / KINDS_OF_TEXT, json.dumps(told, indent=1) + "\n")
+
+
 def write_concepts(index: Index, labels: LabelledCorpus | None = None) -> ConceptTable:
     """Name features by what is known to be true of the text: table `concepts`, and its inverse.
 
@@ -116,6 +139,15 @@ def write_concepts(index: Index, labels: LabelledCorpus | None = None) -> Concep
     found = {"coverage": table.coverage, "concepts": list(table.concepts())}
     write_text(index.folder / COVERAGE, json.dumps(found, indent=1) + "\n")
     return table
+
+
+def read_coverage(index: Index) -> dict[str, float] | None:
+    """Return the `coverage` of the table of concepts that is kept; None where there is none."""
+    try:
+        found: dict[str, float] = json.loads((index.folder / COVERAGE).read_bytes())["coverage"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
 
 
 def write_patterns(

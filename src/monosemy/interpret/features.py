@@ -87,13 +87,18 @@ class Features:
         half = len(lens) // 2
         return replace(view, promoted=lens[:half], suppressed=lens[half:])
 
-    def lens(self, feature: int) -> list[tuple[str, float]]:
-        """Return the tokens that a feature promotes most, then those it suppresses most."""
+    def lens(self, feature: int, table: str = "logits") -> list[tuple[str, float]]:
+        """Return the tokens that a feature promotes most, then those it suppresses most.
+
+        Args:
+            feature: its number.
+            table: of `vocabulary_lens`; nothing is returned where there is none of that name.
+        """
         arrays = self.index.arrays(LENS)
-        if "logits.values" not in arrays:
+        if f"{table}.values" not in arrays:
             return []
         words = self.index.text.vocabulary
-        ids, values = (arrays[f"logits.{name}"][feature].tolist() for name in ("tokens", "values"))
+        ids, values = (arrays[f"{table}.{name}"][feature].tolist() for name in ("tokens", "values"))
         return [(words[i], value) for i, value in zip(ids, values, strict=True)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -208,9 +208,8 @@ def _context(exemplar: Exemplar, maximum: float) -> Text:
     return text
 
 
-def concept_line(found: ConceptTable) -> str:
-    """Say how many features stand for a concept that is known, and how many concepts for one."""
-    c = found.coverage
+def concept_line(c: Mapping[str, float]) -> str:
+    """Say how many features have a name, and how many concepts a feature (`coverage`)."""
     return (
         f"{c['labelled']:.0%} of {c['live']:,.0f} live features have a name; {c['covered']:.0%} of "
         f"{c['concepts']:.0f} concepts neither rare nor everywhere have a feature (held out)"

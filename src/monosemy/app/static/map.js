@@ -14,6 +14,8 @@ const density = array(Float32Array, MAP.density);
 const cluster = array(Int32Array, MAP.cluster);
 const label = array(Int32Array, MAP.label);
 const count = feature.length;
+const paged = MAP.paged && new Set(MAP.paged); // pages from disk may be of some features alone
+const hasPage = (i) => i >= 0 && (!paged || paged.has(feature[i]));
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const given = new URLSearchParams(location.search);
 const found = new Set(area.dataset.found ? area.dataset.found.split(",").map(Number) : []);
@@ -218,7 +220,7 @@ let pointed = -1;
 function point(i, left, top) {
   if (i !== pointed) draw();
   pointed = i;
-  canvas.style.cursor = i < 0 ? "grab" : "pointer";
+  canvas.style.cursor = hasPage(i) ? "pointer" : "grab";
   tip.hidden = i < 0;
   if (i < 0) return;
   const line = document.createElement("b");
@@ -263,7 +265,7 @@ canvas.addEventListener("pointerup", (event) => {
   const i = nearest(event.offsetX, event.offsetY);
   // A finger cannot hover: the first touch tells what is there, the second goes to it.
   if (event.pointerType === "touch" && i !== pointed) point(i, event.offsetX, event.offsetY);
-  else if (i >= 0) location.href = area.dataset.page + feature[i] + (area.dataset.suffix || "");
+  else if (hasPage(i)) location.href = area.dataset.page.replace("FEATURE", feature[i]);
 });
 canvas.addEventListener("pointercancel", (event) => fingers.delete(event.pointerId));
 canvas.addEventListener("pointerleave", () => point(-1));
