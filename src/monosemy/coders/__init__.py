@@ -1,6 +1,18 @@
 """Sparse coders, one file an architecture, and the dictionary they become when saved."""
 
 from monosemy.coders.batch_topk import BatchTopK
+from monosemy.coders.changes import (
+    Add,
+    Change,
+    Clamp,
+    ErrorTerm,
+    ProjectOut,
+    Scale,
+    SuppressAll,
+    Swap,
+    ablate,
+    changed,
+)
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
 from monosemy.coders.dictionary import Dictionary
@@ -13,17 +25,27 @@ from monosemy.coders.topk import TopK
 
 __all__ = [
     "ARCHITECTURES",
+    "Add",
     "BatchTopK",
+    "Change",
+    "Clamp",
     "Code",
     "Diagnosis",
     "Dictionary",
+    "ErrorTerm",
     "Figures",
     "Fingerprint",
+    "ProjectOut",
     "Provenance",
     "ReLU",
+    "Scale",
     "SparseCoder",
+    "SuppressAll",
+    "Swap",
     "TopK",
+    "ablate",
     "attach",
+    "changed",
     "diagnose",
     "make_coder",
 ]

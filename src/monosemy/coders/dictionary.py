@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monosemy.artefact import load_manifest, load_tensors, save_artefact
+from monosemy.coders.changes import Clamp, changed
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
 from monosemy.coders.fingerprint import Figures, Fingerprint
@@ -150,16 +151,12 @@ class Dictionary:
         Raises:
             UserError: as `steer`.
         """
-        z = self.encode_sparse(x.reshape(-1, self.d_in).float())
-        for feature, target in self.targets(scales).items():
-            mine = z.indices == feature
-            now = torch.zeros(x[..., 0].numel(), device=x.device)
-            now[z.tokens[mine]] = z.values[mine]
-            change = (target - now).reshape(x.shape[:-1])
-            if positions is not None:
-                change = change * positions
-            x = x + (change[..., None] * self.coder.W_dec[feature]).to(x.dtype)
-        return x
+        self.targets(scales)
+        strength = {feature: float(self.strength[feature]) for feature in scales}
+        rows = x.reshape(-1, self.d_in).float()
+        made = changed(self.coder, rows, rows, [Clamp(scales)], strength).to(x.dtype)
+        made = made.reshape(x.shape)
+        return made if positions is None else torch.where(positions[..., None], made, x)
 
     def targets(self, scales: Mapping[int, float]) -> dict[int, float]:
         """Return the activation that each feature is clamped to: its scale times its strength.

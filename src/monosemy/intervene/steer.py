@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
-from monosemy.coders import Dictionary, attach
+from monosemy.coders import Clamp, Dictionary, attach
+from monosemy.intervene.edits import FeatureEdit
 from monosemy.intervene.pair import SteeringPair, Written
 from monosemy.lm import LM, Continuation
 from monosemy.metrics.diversity import distinct_n
@@ -64,7 +65,7 @@ def clamped(lm: LM, dictionary: Dictionary, scales: Mapping[int, float]) -> Iter
         UserError: no such feature, one that never fired, or a transcoder.
     """
     dictionary.targets(scales)
-    with lm.edit_text(dictionary.hookpoint, partial(dictionary.clamp, scales=scales)):
+    with lm.edit(FeatureEdit(dictionary, [Clamp(scales)])):
         yield
 
 

@@ -1,8 +1,8 @@
 """A Hugging Face model seen as hook points: list them, capture them, edit them, steer."""
 
 from monosemy.lm.hookpoints import HookPoint
-from monosemy.lm.hooks import Edit
-from monosemy.lm.lm import LM, Continuation, Steerable
+from monosemy.lm.hooks import Call, Edit
+from monosemy.lm.lm import LM, Continuation, Hooking, Steerable
 from monosemy.lm.load import empty_model
 from monosemy.lm.replay import Replay
 from monosemy.lm.texts import chat_document, generate_documents
@@ -10,9 +10,11 @@ from monosemy.lm.unembedding import Unembedding
 
 __all__ = [
     "LM",
+    "Call",
     "Continuation",
     "Edit",
     "HookPoint",
+    "Hooking",
     "Replay",
     "Steerable",
     "Unembedding",

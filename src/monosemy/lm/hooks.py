@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from monosemy.errors import UserError
@@ -18,6 +19,69 @@ Edit = Callable[[Float[Tensor, "batch time d"], Int[Tensor, "batch time"] | None
 With a key-value cache these are the new tokens only. The ids are None where the model was given
 none: images, or embeddings.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the forward call that is running now was given.
+
+    Attributes:
+        tokens: ids; None where the model was given none.
+        mask: attention mask of these tokens and those before; None where there is none.
+        before: how many tokens the key-value cache holds; None where that is not known.
+        prompt: length of the prompt where text is being generated; None elsewhere.
+        special: ids of special tokens.
+    """
+
+    tokens: Int[Tensor, "batch time"] | None = None
+    mask: Int[Tensor, "batch all_time"] | None = None
+    before: int | None = 0
+    prompt: int | None = None
+    special: frozenset[int] = frozenset()
+
+    def text(self, x: Float[Tensor, "batch time d"]) -> Bool[Tensor, "batch time"]:
+        """Return where the text is: not special tokens, not padding; all where no ids are known."""
+        text = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        if self.tokens is not None:
+            special = torch.tensor(sorted(self.special), dtype=torch.long, device=x.device)
+            text &= ~torch.isin(self.tokens.to(x.device), special)
+        mask = self._two_dimensional()
+        if mask is not None:
+            text &= mask[:, -x.shape[1] :].to(x.device).bool()
+        return text
+
+    def index(self, x: Float[Tensor, "batch time d"]) -> Int[Tensor, "batch time"]:
+        """Return each token's place in its text, from 0; padding on the left does not count.
+
+        Raises:
+            UserError: the model's cache does not say how many tokens it holds.
+        """
+        if self.before is None:
+            raise UserError(
+                "this model's cache does not say where in the text a token stands",
+                "write with use_cache=False, or edit all positions",
+            )
+        mask = self._two_dimensional()
+        if mask is not None and mask.shape[1] == self.before + x.shape[1]:
+            return (mask.to(x.device).long().cumsum(1) - 1)[:, self.before :]
+        places = torch.arange(self.before, self.before + x.shape[1], device=x.device)
+        return places.expand(x.shape[:2])
+
+    def prompt_length(self) -> int:
+        """Return how many tokens were read before the first that was written.
+
+        Raises:
+            UserError: no text is being generated.
+        """
+        if self.prompt is None:
+            raise UserError(
+                "which tokens are the prompt is not known outside generation",
+                "say how long it is with lm.prompted(length), or give a range of positions",
+            )
+        return self.prompt
+
+    def _two_dimensional(self) -> Tensor | None:
+        return self.mask if self.mask is not None and self.mask.ndim == 2 else None
 
 
 class _EverythingRead(Exception):
@@ -81,7 +145,8 @@ class Editor:
         """Edit modules of `model`; `outermost` is the part whose forward call takes the tokens."""
         self._model = model
         self._outermost = outermost
-        self._tokens: Tensor | None = None
+        self.call = Call()
+        self.prompt: int | None = None
         self._edits: dict[str, list[Edit]] = {}
 
     @contextmanager
@@ -103,16 +168,23 @@ class Editor:
                 handle.remove()
 
     @contextmanager
-    def seeing_tokens(self) -> Iterator[None]:
-        """Know the token ids of each forward call while the block runs."""
+    def seeing_calls(self, special: frozenset[int]) -> Iterator[None]:
+        """Know what each forward call is given while the block runs."""
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             tokens = kwargs.get("input_ids", args[0] if args else None)
             is_ids = isinstance(tokens, Tensor) and not tokens.is_floating_point()
-            self._tokens = tokens if is_ids else None
+            mask = kwargs.get("attention_mask")
+            self.call = Call(
+                tokens if is_ids else None,
+                mask if isinstance(mask, Tensor) else None,
+                _held(kwargs),
+                self.prompt,
+                special,
+            )
 
         def after(module: nn.Module, args: tuple, output: object) -> None:
-            self._tokens = None
+            self.call = Call()
 
         handles = [
             self._outermost.register_forward_pre_hook(before, with_kwargs=True),
@@ -124,18 +196,36 @@ class Editor:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def prompted(self, length: int | None) -> Iterator[None]:
+        """Say how many tokens of a text are its prompt while the block runs."""
+        known, self.prompt = self.prompt, length
+        try:
+            yield
+        finally:
+            self.prompt = known
+
     def _hook(self, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, output: Any) -> Any:
             activations = read(output)
             if activations is None:
                 raise UserError(f"nothing to edit at `{path}`: the module returns no tensor")
             for edit in self._edits[path]:
-                edited = edit(activations, self._tokens)
+                edited = edit(activations, self.call.tokens)
                 _check_shape(path, activations, edited)
                 activations = edited.to(activations.dtype)
             return replace(output, activations)
 
         return hook
+
+
+def _held(kwargs: Mapping[str, Any]) -> int | None:
+    """Return how many tokens the cache holds that a forward call is given; None: not known."""
+    cache = kwargs.get("past_key_values")
+    if cache is not None:
+        length = getattr(cache, "get_seq_length", None)
+        return int(length()) if length is not None else None
+    return 0 if kwargs.get("cache_params") is None else None
 
 
 def _check_shape(path: str, before: Tensor, after: object) -> None:

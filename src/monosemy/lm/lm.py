@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +19,7 @@ from transformers.generation import BaseStreamer
 from monosemy.device import choose_device, fork_seed
 from monosemy.errors import UserError
 from monosemy.lm.hookpoints import HookPoint, find_layout
-from monosemy.lm.hooks import Edit, Editor, output_widths, run_and_read
+from monosemy.lm.hooks import Call, Edit, Editor, output_widths, run_and_read
 from monosemy.lm.load import commit_of, load_tokenizer
 from monosemy.lm.part import last_needed, load_part, loaded_in_part, modules_after
 from monosemy.lm.unembedding import Unembedding, measure_norm
@@ -39,6 +38,15 @@ class Steerable(Protocol):
     def steer(
         self, x: Tensor, *, feature: int, scale: float, positions: Tensor | None = None
     ) -> Tensor: ...
+
+
+@runtime_checkable
+class Hooking(Protocol):
+    """What `LM.edit` needs of an edit that says itself where it acts."""
+
+    def hooks(self, lm: LM) -> Mapping[str, Edit]:
+        """Return the functions to put in a model, by hook point."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,22 +393,38 @@ class LM:
     # --- writing ----------------------------------------------------------------------------
 
     @contextmanager
-    def edit(self, edits: Mapping[str, Edit]) -> Iterator[None]:
+    def edit(self, *edits: Mapping[str, Edit] | Hooking) -> Iterator[None]:
         """Replace activations in every forward pass of the model while the block runs.
 
-        `edits` maps hook points to functions `edit(x, tokens) -> x`, with `x` [batch, time, width]
-        and `tokens` the ids [batch, time] of that forward call (see `Edit`). Blocks nest: the
-        outer edit of a hook point is applied first. Afterwards nothing stays hooked, whatever
-        happened in the block.
+        An edit maps hook points to functions `edit(x, tokens) -> x`, with `x` [batch, time, width]
+        and `tokens` the ids [batch, time] of that forward call (see `Edit`); or it is an object
+        that says so itself, such as a `FeatureEdit`. Of one hook point, edits are applied in their
+        order, those of an outer block first. Afterwards nothing stays hooked, whatever happened in
+        the block.
 
         Raises:
             UserError: unknown hook point; an edit that changes the shape.
         """
-        resolved = [(self.hookpoint(name).path, edit) for name, edit in edits.items()]
+        maps = [edit if isinstance(edit, Mapping) else edit.hooks(self) for edit in edits]
+        resolved = [(self.hookpoint(n).path, edit) for m in maps for n, edit in m.items()]
         with ExitStack() as stack:
-            stack.enter_context(self._editor.seeing_tokens())
+            stack.enter_context(self._editor.seeing_calls(self.special_ids))
             for path, edit in resolved:
                 stack.enter_context(self._editor.editing(path, edit))
+            yield
+
+    @property
+    def call(self) -> Call:
+        """What the forward call that is running now was given, for edits to ask."""
+        return self._editor.call
+
+    @contextmanager
+    def prompted(self, length: int) -> Iterator[None]:
+        """Say how many tokens of a text are its prompt, as generation does by itself.
+
+        Edits of the prompt, or of what was generated, then act on text that is read again.
+        """
+        with self._editor.prompted(length):
             yield
 
     @contextmanager
@@ -410,27 +434,12 @@ class LM:
         Special tokens are left alone: features mean nothing there, and a changed BOS changes every
         token after it.
         """
-        steered = partial(dictionary.steer, feature=feature, scale=scale)
-        with self.edit_text(dictionary.hookpoint, steered):
-            yield
 
-    @contextmanager
-    def edit_text(self, hookpoint: str, change: Callable[..., Tensor]) -> Iterator[None]:
-        """Edit a hook point as `edit` does, telling where the text is.
+        def steered(x: Tensor, tokens: Tensor | None) -> Tensor:
+            positions = None if tokens is None else self.call.text(x)
+            return dictionary.steer(x, feature=feature, scale=scale, positions=positions)
 
-        `change(x, positions=...) -> x` gets bool [batch, time], false on special tokens; None where
-        the model was given no tokens.
-
-        Raises:
-            UserError: as `edit`.
-        """
-        special = torch.tensor(sorted(self.special_ids), dtype=torch.long, device=self.device)
-
-        def changed(x: Tensor, tokens: Tensor | None) -> Tensor:
-            positions = None if tokens is None else ~torch.isin(tokens, special.to(tokens.device))
-            return change(x, positions=positions)
-
-        with self.edit({hookpoint: changed}):
+        with self.edit({dictionary.hookpoint: steered}):
             yield
 
     # --- text -------------------------------------------------------------------------------
@@ -525,7 +534,7 @@ class LM:
         before = tokens[0].tolist()
         streamer = _Streamer(lambda ids: heard(self._continuation(before, ids))) if heard else None
         generate: Any = self.model.generate
-        with fork_seed(seed):
+        with self._editor.prompted(len(before)), fork_seed(seed):
             output = generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),

@@ -1,0 +1,116 @@
+"""Edits of features in a running model: which changes, of whose features, at which positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from monosemy.coders import Change, Dictionary, ErrorTerm, changed
+from monosemy.lm import LM, Call, Edit
+
+
+@dataclass(frozen=True)
+class Firing:
+    """The positions at which a feature of the same dictionary fires, above an activation."""
+
+    feature: int
+    above: float = 0.0
+
+
+Positions = Literal["all", "prompt", "generated"] | range | Firing
+"""Where an edit acts: never on special tokens and padding. A range counts a text's tokens from 0,
+BOS among them; `generated` are those that were written, not those that were read."""
+
+
+@dataclass(frozen=True)
+class FeatureEdit:
+    """Changes of a dictionary's features, to be put into a model: `with lm.edit(edit)`.
+
+    Attributes:
+        dictionary: whose features.
+        changes: one after another.
+        positions: where.
+        error: whether what the dictionary does not explain stays.
+    """
+
+    dictionary: Dictionary
+    changes: Sequence[Change]
+    positions: Positions = "all"
+    error: ErrorTerm = "keep"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done, before a model runs.
+
+        Raises:
+            UserError: a feature that does not exist, or one that never fired and has no strength.
+        """
+        for change in self.changes:
+            for feature in change.features:
+                self.dictionary.check_feature(feature)
+            self.dictionary.targets(change.amounts())
+        if isinstance(self.positions, Firing):
+            self.dictionary.check_feature(self.positions.feature)
+
+    def hooks(self, lm: LM) -> Mapping[str, Edit]:
+        """Return what `LM.edit` puts where; of a transcoder, its input is read as well."""
+        here, there = self.dictionary.hookpoint, self.dictionary.explains
+        strength = {
+            feature: float(self.dictionary.strength[feature])
+            for change in self.changes
+            for feature in change.features
+        }
+        inputs: list[Tensor] = []
+
+        def read(x: Tensor, tokens: Tensor | None) -> Tensor:
+            inputs.append(x)
+            return x
+
+        def write(y: Tensor, tokens: Tensor | None) -> Tensor:
+            x = inputs.pop() if here != there else y
+            mask = self.where(x, lm.call)
+            if not mask.any():
+                return y
+            return self._written(x, y, mask, strength)
+
+        return {there: write} if here == there else {here: read, there: write}
+
+    def _written(
+        self,
+        x: Float[Tensor, "batch time d_in"],
+        y: Float[Tensor, "batch time d_out"],
+        mask: Bool[Tensor, "batch time"],
+        strength: Mapping[int, float],
+    ) -> Float[Tensor, "batch time d_out"]:
+        whole = bool(mask.all())
+        rows, target = (a.flatten(0, 1) if whole else a[mask] for a in (x, y))
+        made = changed(
+            self.dictionary.coder, rows.float(), target.float(), self.changes, strength, self.error
+        ).to(y.dtype)
+        if whole:
+            return made.reshape(y.shape)
+        out = y.clone()
+        out[mask] = made
+        return out
+
+    def where(self, x: Float[Tensor, "batch time d"], call: Call) -> Bool[Tensor, "batch time"]:
+        """Return the positions of a forward call at which the edit acts."""
+        text = call.text(x)
+        if self.positions == "all":
+            return text
+        if isinstance(self.positions, Firing):
+            code = self.dictionary.coder.encode_sparse(x[text].float())
+            mine = (code.indices == self.positions.feature) & (code.values > self.positions.above)
+            fires = torch.zeros(int(text.sum()), dtype=torch.bool, device=x.device)
+            fires[code.tokens[mine]] = True
+            return text.clone().masked_scatter(text, fires)
+        index = call.index(x)
+        if isinstance(self.positions, range):
+            wanted = torch.tensor(list(self.positions), device=x.device)
+            return text & torch.isin(index, wanted)
+        generated = index >= call.prompt_length()
+        return text & (generated if self.positions == "generated" else ~generated)
