@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse
 
 from monosemy.app.asked import Form, text, whole
 from monosemy.app.columns import labels
-from monosemy.app.pages import Served, ThisRun, page, run_named
+from monosemy.app.pages import Served, ThisRun, find_run, page
 from monosemy.app.prompt import read_prompt
 from monosemy.app.runs import OpenRun
 from monosemy.coders import Dictionary
@@ -189,7 +189,7 @@ def _compare_page(request: Request, a: OpenRun, asked: Mapping[str, str]) -> Res
         if not others:
             return page("compare.html", request, a, title="Compare", others=[], b=None)
         return RedirectResponse(f"{request.url.path}?{urlencode({'b': others[0]})}", 303)
-    b = run_named(request, asked["b"])
+    b = find_run(request, asked["b"])
     why_not = refusal(a.dictionary, b.dictionary)
     is_large = max(a.dictionary.width, b.dictionary.width) > EXACT
     partners, families = None, None

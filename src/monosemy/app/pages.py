@@ -83,8 +83,17 @@ def report_css() -> str:
     return "\n".join(map(stylesheet, ("page.css", "card.css", "sweep.css")))
 
 
-def run_named(request: Request, name: str) -> OpenRun:
-    """Return the run of an address.
+async def run_named(request: Request, name: str) -> OpenRun:
+    """Return the run of an address: a coroutine, for which no thread is asked.
+
+    Raises:
+        UserError: there is none.
+    """
+    return find_run(request, name)
+
+
+def find_run(request: Request, name: str) -> OpenRun:
+    """Return the run of a name.
 
     Raises:
         UserError: there is none.

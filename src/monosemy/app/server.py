@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 import webbrowser
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -15,7 +16,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monosemy.app import compare, feature_map, features, overview, prompt, steer
 from monosemy.app.columns import named_by
@@ -25,6 +28,8 @@ from monosemy.errors import UserError
 
 HOST = "127.0.0.1"
 _NAMES = {HOST, "localhost", "::1"}
+_FIRST_PAGE = 5.0
+"""Seconds that the first page has the processor to itself, before search is made ready."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -51,7 +56,7 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     """
     app = FastAPI(title="monosemy", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.runs = open_runs(folders)
-    app.middleware("http")(_guard)
+    app.add_middleware(_Guard)
     app.exception_handler(UserError)(_explain)
     app.exception_handler(HTTPException)(_refuse)
     app.exception_handler(RequestValidationError)(_refuse)
@@ -63,15 +68,31 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     return app
 
 
-async def _guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuse requests for another host, which a page elsewhere could make a browser send here."""
-    host = urlsplit(f"//{request.headers.get('host', '')}").hostname
-    origin = request.headers.get("origin")
-    if host not in _NAMES or (origin and urlsplit(origin).netloc != request.headers["host"]):
-        return JSONResponse({"error": "this server answers this machine alone"}, 403)
-    response = await answer(request)
-    response.headers.update(_HEADERS)
-    return response
+class _Guard:
+    """Refuses requests for another host, which a page elsewhere could make a browser send here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if urlsplit(f"//{host}").hostname not in _NAMES or (
+            origin and urlsplit(origin).netloc != host
+        ):
+            refusal = JSONResponse({"error": "this server answers this machine alone"}, 403)
+            await refusal(scope, receive, send)
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, answer)
 
 
 async def _explain(request: Request, error: Exception) -> Response:
@@ -132,6 +153,7 @@ def _warm(runs: dict[str, OpenRun]) -> None:
         with suppress(UserError):
             indices.append(run.features.index)
             named_by(indices[-1])
+    time.sleep(_FIRST_PAGE)
     for index in indices:
         index.search("")
 

@@ -38,20 +38,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            int(row["feature"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"`{path}` line {number} is not as it was written: {line[:80]!r}",
-                'each line is a JSON object with `"feature": NUMBER`; mend or remove it',
-            ) from error
-        rows.append(row)
-    return rows
+    lines = [line for line in path.read_text("utf-8").split("\n") if line and not line.isspace()]
+    try:
+        rows: list[dict[str, Any]] = json.loads(f"[{','.join(lines)}]")  # faster than one by one
+        if len(rows) == len(lines) and all(int(row["feature"]) >= 0 for row in rows):
+            return rows
+    except (ValueError, KeyError, TypeError):
+        pass
+    return [_row(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    """Return a row, or say what is wrong with it."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+        int(row["feature"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"`{path}` line {number} is not as it was written: {line[:80]!r}",
+            'each line is a JSON object with `"feature": NUMBER`; mend or remove it',
+        ) from error
+    return row
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from monosemy.index.view import FeatureView
 from monosemy.report import numbers
@@ -24,6 +25,25 @@ def card_html(view: FeatureView) -> str:
     """
     card = environment().get_template("card.html").module.card(view)  # type: ignore[attr-defined]
     return f"<style>{stylesheet('card.css')}</style>\n{card}"
+
+
+def weights_html(pairs: Sequence[tuple[str, float]]) -> Markup:
+    """Tokens and their weights as items of a list, with a bar as long as each weight's share."""
+    most = max((abs(weight) for _, weight in pairs), default=0) or 1
+    return Markup("\n".join(_weight(token, weight, abs(weight) / most) for token, weight in pairs))
+
+
+def _weight(token: str, weight: float, share: float) -> str:
+    shown, sign = _escaped(token), "+" if weight >= 0 else "\N{MINUS SIGN}"
+    return (
+        f'<li style="--w:{share:.3f}"><code title="{shown}">{shown}</code>'
+        f"<span>{sign}{abs(weight):.2f}</span></li>"
+    )
+
+
+@lru_cache(2**16)
+def _escaped(token: str) -> str:
+    return str(escape(visible(token)))
 
 
 def stylesheet(name: str) -> Markup:
@@ -52,5 +72,6 @@ def environment() -> Environment:
         peak_tokens=peak_tokens,
         seen_tokens=seen_tokens,
         stylesheet=stylesheet,
+        weights_html=weights_html,
     )
     return env
