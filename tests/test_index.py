@@ -170,7 +170,8 @@ def test_different_puts_other_documents_first() -> None:
     ids[20:26] = ids[:6]  # the text before place 25 is that before place 5
     rows = Rows(40, ids, np.repeat([0, 1], 20))
     peaks = np.array([5, 25, 7, 30])
-    assert rows.different(peaks).tolist() == [5, 30, 7]
+    assert rows.different(peaks, 3).tolist() == [5, 30, 7]
+    assert rows.different(peaks, 2).tolist() == [5, 30]
 
 
 # --- how it is made ---------------------------------------------------------------------------

@@ -40,7 +40,8 @@ class BatchTopK(SparseCoder):
     def select(self, pre: Float[Tensor, "tokens width"]) -> Code:
         """Keep the positive entries that reach the threshold."""
         compared = pre if self.importance is None else pre * self.importance
-        return Code.from_mask(pre, (compared >= self.threshold) & (pre > 0))
+        bar = self.threshold.clamp_min(torch.finfo(pre.dtype).tiny)  # so that one comparison does
+        return Code.from_mask(pre, compared >= bar)
 
     def choose(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> Choice:
         """Choose the tokens x k largest of the batch."""

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from monosemy.coders.code import Code
 from monosemy.coders.select import Choice, Scorer
@@ -139,7 +140,7 @@ class SparseCoder(nn.Module, ABC):
 
     def pre_activations(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens width"]:
         """Return the encoder's output before selection."""
-        return x @ self.W_enc.T + self.b_enc
+        return linear(x, self.W_enc, self.b_enc)  # in one: the sum alone is half a product's time
 
     def encode_sparse(self, x: Float[Tensor, "tokens d_in"]) -> Code:
         """Return the code of each token as its active entries."""

@@ -12,6 +12,7 @@ TOP, GROUPS, DRAWN, RANDOM, MISSES = 24, 5, 4, 8, 12
 BINS = 30
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
+_SHARES = np.array(QUANTILES)
 _CANDIDATES = 192
 """Strongest windows among which the shown ones are looked for."""
 _SAME = 6
@@ -36,7 +37,7 @@ class Examples:
     groups: np.ndarray
     """[width, GROUPS, DRAWN] from fifths of its windows by strength, strongest fifth first."""
     random: np.ndarray
-    """[width, RANDOM] from all its windows, evenly."""
+    """[width, RANDOM] from all its windows, one of each of as many equal stretches of text."""
 
     @classmethod
     def none(cls, width: int) -> Examples:
@@ -65,16 +66,16 @@ class Examples:
         self.max[feature], self.mean[feature] = top, values.mean()
         bins = np.minimum((values * (BINS / top)).astype(np.int64), BINS - 1)
         self.histogram[feature] = np.bincount(bins, minlength=BINS)
-        self.quantiles[feature] = np.quantile(values, QUANTILES)
+        self.quantiles[feature] = _quantiles(np.sort(values))
         peaks, strength = _peaks(places, values, table.context)
         order = np.argsort(-strength, kind="stable")
-        chosen = table.different(peaks[order[:_CANDIDATES]])[:TOP]
+        chosen = table.different(peaks[order[:_CANDIDATES]], TOP)
         self.top[feature, : len(chosen)] = chosen
-        rng = np.random.default_rng(feature)
+        chance = np.random.default_rng(feature).random((GROUPS + 1, max(DRAWN, RANDOM)))
         for number, group in enumerate(np.array_split(order, GROUPS)):
-            drawn = np.sort(_draw(len(group), DRAWN, rng))  # of strongest first
+            drawn = _draw(len(group), chance[number, :DRAWN])  # of strongest first
             self.groups[feature, number, : len(drawn)] = peaks[group[drawn]]
-        drawn = _draw(len(peaks), RANDOM, rng)
+        drawn = _draw(len(peaks), chance[GROUPS, :RANDOM])
         self.random[feature, : len(drawn)] = peaks[drawn]
 
 
@@ -86,8 +87,8 @@ class Rows:
     ids: np.ndarray
     document: np.ndarray
 
-    def different(self, peaks: np.ndarray) -> np.ndarray:
-        """Return peaks without those of text that stood earlier, first one a document."""
+    def different(self, peaks: np.ndarray, count: int) -> np.ndarray:
+        """Return so many peaks, none of text that stood earlier, first one a document."""
         before = np.maximum(peaks[:, None] - np.arange(_SAME), 0)
         document = self.document[peaks]
         inside = (before // self.context == peaks[:, None] // self.context) & (
@@ -106,7 +107,9 @@ class Rows:
             seen.add(key)
             (later if numbers[i] in documents else first).append(i)
             documents.add(numbers[i])
-        return peaks[(first + later)]
+            if len(first) == count:
+                break
+        return peaks[(first + later)[:count]]
 
 
 def _peaks(places: np.ndarray, values: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +124,20 @@ def _peaks(places: np.ndarray, values: np.ndarray, context: int) -> tuple[np.nda
     return places[at], strongest
 
 
-def _draw(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `count` different numbers below `size`, all of them where there are no more."""
-    return rng.choice(size, min(size, count), replace=False, shuffle=False)
+def _quantiles(ascending: np.ndarray) -> np.ndarray:
+    """Return `QUANTILES`, in between two values on the line between them, as NumPy has them."""
+    at = _SHARES * (len(ascending) - 1)
+    below = at.astype(np.int64)
+    above = np.minimum(below + 1, len(ascending) - 1)
+    return ascending[below] + (at - below) * (ascending[above] - ascending[below])
+
+
+def _draw(size: int, chance: np.ndarray) -> np.ndarray:
+    """Return as many different numbers below `size`, ascending; all where there are no more.
+
+    One of each of as many equal stretches, where a number from 0 to 1 says.
+    """
+    if size <= len(chance):
+        return np.arange(size)
+    edges = np.arange(len(chance) + 1) * size // len(chance)
+    return edges[:-1] + (chance * np.diff(edges)).astype(np.int64)
