@@ -204,11 +204,3 @@ def test_what_cannot_be_done_is_said_before_the_model_runs(
     with pytest.raises(UserError) as raised:
         FeatureEdit(run.dictionary, changes, positions)
     assert told in str(raised.value)
-
-
-def test_a_feature_that_never_fired_has_no_strength(run: Run) -> None:
-    dead = int(run.dictionary.strength.argmin())
-    if run.dictionary.strength[dead] > 0:
-        pytest.skip("all fire")
-    with pytest.raises(UserError, match="never fired"):
-        FeatureEdit(run.dictionary, [Add({dead: 1.0})])

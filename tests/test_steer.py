@@ -2,9 +2,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import tiny_llama, tiny_tokenizer
 
+from monosemy.coders import Add, Change, Clamp, ProjectOut, Scale, SuppressAll, Swap
+from monosemy.corpus import Corpus
 from monosemy.errors import UserError
-from monosemy.intervene import compare
+from monosemy.intervene import (
+    FeatureEdit,
+    Firing,
+    Steered,
+    parse_change,
+    parse_positions,
+    steer,
+)
 from monosemy.lm import LM
 from monosemy.training import Run
 
@@ -80,20 +90,78 @@ def test_bos_is_left_alone(run: Run) -> None:
     assert (clean[:, 1:] != steered[:, 1:]).any(-1).all()
 
 
-def test_compare_gives_both_and_is_repeatable(run: Run) -> None:
-    def pair():
-        return compare(
-            run.lm, run.dictionary, feature=live(run), scale=3.0, prompt="def", max_new_tokens=12
-        )
+def test_continuations_stand_beside_each_other_and_are_repeatable(run: Run) -> None:
+    d, lm, feature = run.dictionary, run.lm, live(run)
+    edits = [FeatureEdit(d, [Clamp({feature: scale})], "generated") for scale in (0.0, 3.0)]
 
-    assert pair() == pair()
-    assert pair().original == run.lm.generate("def", max_new_tokens=12)
+    def texts() -> list[Steered]:
+        return steer(lm, edits, "def größe", max_new_tokens=12)
+
+    plain, through, off, up = texts()
+    assert [plain, through, off, up] == texts()
+    assert plain.text == lm.generate("def größe", max_new_tokens=12)
+    with lm.edit(edits[1]):
+        assert up.text == lm.generate("def größe", max_new_tokens=12)
+    with lm.edit(FeatureEdit(d, [], error="drop")):
+        assert through.text == lm.generate("def größe", max_new_tokens=12)
+    for found in (off, up):
+        assert "".join(found.tokens[: found.prompt]) == "def größe"
+        assert found.touched == [n >= found.prompt for n in range(len(found.tokens))]
+    assert not any(plain.touched) and through.touched == [False] + [True] * (
+        len(through.tokens) - 1
+    )
 
 
-def test_feature_out_of_range_and_dead_feature(run: Run, lm: LM) -> None:
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("clamp 28=0.8,30=-0.5", Clamp({28: 0.8, 30: -0.5})),
+        ("add 28=1", Add({28: 1.0})),
+        ("scale 28=2", Scale({28: 2.0})),
+        ("ablate 28,30", Clamp({28: 0.0, 30: 0.0})),
+        ("suppress 0.5", SuppressAll(0.5)),
+        ("swap 28,30", Swap(28, 30)),
+        ("project-out 28", ProjectOut((28,))),
+    ],
+)
+def test_edits_are_read_as_they_are_written(text: str, change: Change) -> None:
+    assert parse_change(text) == change
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "clamp", "clamp 28", "clamp 28=", "clamp 1=2,1=3", "swap 1", "double 28", "add x=1"],
+)
+def test_any_other_text_is_no_edit(text: str) -> None:
+    with pytest.raises(UserError, match="is no edit"):
+        parse_change(text)
+
+
+def test_positions_are_read_as_they_are_written() -> None:
+    texts = ("all", "prompt", "generated", "3:10", "fires 28")
+    assert [*map(parse_positions, texts)] == [
+        "all",
+        "prompt",
+        "generated",
+        range(3, 10),
+        Firing(28),
+    ]
+    for text in ("", "some", "3", "10:", "fires"):
+        with pytest.raises(UserError, match="no positions"):
+            parse_positions(text)
+
+
+def test_a_model_of_another_kind_is_refused(run: Run, corpus: Corpus) -> None:
+    """The fingerprint says so, before anything is written."""
+    other = LM(tiny_llama(seed=1), tiny_tokenizer())
+    with pytest.raises(UserError, match="fit"):
+        steer(other, [FeatureEdit(run.dictionary, [])], "def")
+
+
+def test_feature_out_of_range_and_dead_feature(run: Run) -> None:
     with pytest.raises(UserError, match="no feature 96"):
-        compare(lm, run.dictionary, feature=96, scale=1.0, prompt="def")
+        FeatureEdit(run.dictionary, [Clamp({96: 1.0})])
     dead = (run.dictionary.strength == 0).nonzero()
     if len(dead):
         with pytest.raises(UserError, match="never fired"):
-            compare(lm, run.dictionary, feature=int(dead[0]), scale=1.0, prompt="def")
+            FeatureEdit(run.dictionary, [Clamp({int(dead[0]): 1.0})])

@@ -2,54 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
+
+from torch import Tensor
 
 from monosemy.coders import Clamp, Dictionary, attach
 from monosemy.intervene.edits import FeatureEdit
-from monosemy.intervene.pair import SteeringPair, Written
+from monosemy.intervene.pair import Written
 from monosemy.lm import LM, Continuation
 from monosemy.metrics.diversity import distinct_n
 
 
-def compare(
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """What a model wrote after a prompt under some edits.
+
+    Attributes:
+        tokens: text of each token, of the prompt and of what was written.
+        prompt: how many of them are the prompt's.
+        touched: whether an edit acted on it.
+    """
+
+    tokens: list[str]
+    prompt: int
+    touched: list[bool]
+
+    @property
+    def text(self) -> str:
+        """What was written."""
+        return "".join(self.tokens[self.prompt :])
+
+
+def steer(
     lm: LM,
-    dictionary: Dictionary,
-    *,
-    feature: int,
-    scale: float,
+    edits: Sequence[FeatureEdit],
     prompt: str,
+    *,
     max_new_tokens: int = 60,
     temperature: float = 0.0,
     seed: int = 0,
-) -> SteeringPair:
-    """Continue a prompt by the model as it is, and with one feature clamped at every position.
+) -> list[Steered]:
+    """Continue a prompt by the model as it is, through the dictionary, and under each edit.
+
+    Through the dictionary: without what it does not explain, and nothing else changed; what an
+    edit does is held against both.
 
     Args:
         lm: the model.
-        dictionary: whose feature; checked against the model first.
-        feature: its number.
-        scale: strength, in multiples of the feature's largest activation on held-out text; 0
-            ablates it, negative numbers push the other way.
+        edits: tried one by one, all of one dictionary, which is checked against the model.
         prompt: text to continue.
-        max_new_tokens: length of both continuations.
+        max_new_tokens: length of each continuation.
         temperature: 0 is greedy.
-        seed: of the sampling, the same for both.
+        seed: of the sampling, the same for all.
 
     Raises:
-        UserError: no such feature, one that never fired, a transcoder, or a dictionary that does
-            not fit.
+        UserError: a dictionary that does not fit, or a prompt empty or too long.
     """
-    dictionary.targets({feature: scale})
-    attach(dictionary, lm)
-    write = partial(
-        lm.generate, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-    )
-    original = write()
-    with lm.steer(dictionary, feature=feature, scale=scale):
-        steered = write()
-    return SteeringPair(feature, scale, prompt, original, steered)
+    attach(edits[0].dictionary, lm)
+    through = FeatureEdit(edits[0].dictionary, [], error="drop")
+    found = []
+    for edit in (None, through, *edits):
+        with lm.edit(edit) if edit is not None else nullcontext():
+            written = lm.write(
+                prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+            )
+        touched = (
+            touched_by(lm, edit, written) if edit is not None else [False] * len(written.tokens)
+        )
+        found.append(Steered(_pieces(lm, written.tokens.tolist()), written.start, touched))
+    return found
+
+
+def touched_by(lm: LM, edit: FeatureEdit, written: Continuation) -> list[bool]:
+    """Return on which tokens of a text an edit acts, reading it again under the edit."""
+    found: list[Tensor] = []
+    here = edit.dictionary.hookpoint
+
+    def note(x: Tensor, tokens: Tensor | None) -> Tensor:
+        found.append(edit.where(x, lm.call)[0])
+        return x
+
+    with lm.prompted(written.start), lm.edit({here: note}, edit):
+        lm.logits(written.tokens[None])
+    return found[0].tolist()
+
+
+def _pieces(lm: LM, ids: list[int]) -> list[str]:
+    """Return the text of each token, so that together they are the text; special ones are empty."""
+    tokenizer: Any = lm.tokenizer
+    pieces, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+        whole = not text.endswith("\N{REPLACEMENT CHARACTER}")  # the rest of a character follows
+        pieces.append(text[len(before) :] if whole else "")
+        before = text if whole else before
+    return pieces
 
 
 @contextmanager

@@ -13,12 +13,14 @@ from monosemy.evaluation import SuiteResult
 from monosemy.evaluation import Table as Figures
 from monosemy.index.view import Exemplar, FeatureView
 from monosemy.interpret import ConceptTable, Features
-from monosemy.intervene.pair import SteeringPair
+from monosemy.intervene import Steered, SteeringPair
 from monosemy.report.numbers import MISSING, count, figure, metric_cells, percent
 from monosemy.report.page import split_pair
 from monosemy.report.tokens import one_line, peak_tokens, seen_tokens, visible
 
 _BARS = "▁▂▃▄▅▆▇█"
+_ABREAST = 3
+"""Continuations beside each other."""
 # Both a black and a white terminal must show them: weak activations colour the letters, strong
 # ones the ground.
 _HEAT = ("#c07a2c", "bold #c07a2c", "#1a1a1a on #e2a55c", "bold #1a1a1a on #f2922a")
@@ -167,6 +169,34 @@ def steering_panel(pair: SteeringPair) -> Panel:
     )
     title = f"Feature {pair.feature}, scale {pair.scale:g}"
     return Panel(grid, title=title, title_align="left", border_style="dim")
+
+
+def steered_table(found: Mapping[str, Steered]) -> Table:
+    """Continuations side by side, each under its title, what an edit acted on in colour."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    for _ in range(_ABREAST):
+        grid.add_column(ratio=1)
+    panels = [_steered(title, steered) for title, steered in found.items()]
+    for first in range(0, len(panels), _ABREAST):
+        grid.add_row(*panels[first : first + _ABREAST])
+    return grid
+
+
+def _steered(title: str, steered: Steered) -> Panel:
+    text = Text(overflow="fold")
+    pairs = zip(steered.tokens, steered.touched, strict=True)
+    for number, (token, touched) in enumerate(pairs):
+        colour = "#c07a2c" if touched else ""
+        text.append(token, f"dim {colour}" if number < steered.prompt else colour)
+    acted = f"acts on {sum(steered.touched)} of {len(steered.tokens)} tokens"
+    return Panel(
+        text,
+        title=title,
+        title_align="left",
+        subtitle=acted if any(steered.touched) else None,
+        subtitle_align="left",
+        border_style="dim",
+    )
 
 
 def sparkline(counts: Sequence[int], width: int) -> str:
