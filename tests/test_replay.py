@@ -122,3 +122,29 @@ def test_the_sample_is_the_first_training_tokens(run: Run, corpus: Corpus) -> No
     batch = next(iter(dictionary.provenance.stream(run.lm, corpus, "train")))
     first = run.lm.capture(batch.tokens, ["layers.1"])["layers.1"][batch.counted][:100]
     torch.testing.assert_close(x[:100], first)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rows_are_replayed_as_often_as_they_are_named(family: str) -> None:
+    lm = LM(TINY_CAUSAL[family](), tiny_tokenizer())
+    tokens = inputs_for(lm)["input_ids"]
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, :2] = False
+    rows = torch.tensor([1, 0, 1])
+    for name in ("embed", "layers.1", "layers.1.mlp"):
+        replay = Replay(lm, name)
+        before = replay.record(tokens, mask, last=1)
+        torch.testing.assert_close(before, lm.logits(tokens, attention_mask=mask)[:, -1:])
+        put: list[Tensor] = []
+
+        def edit(x: Tensor, tokens: Tensor | None, put: list[Tensor] = put) -> Tensor:
+            put.append(turned(x, tokens).detach().requires_grad_())
+            return put[0].clone()
+
+        with lm.edit({name: edit}):
+            found = replay.again(rows, gradients=True, last=1)
+        with lm.edit({name: turned}):
+            whole = lm.logits(tokens, attention_mask=mask)[rows, -1:]
+        torch.testing.assert_close(found, whole)
+        (gradient,) = torch.autograd.grad(found.sum(), put[0])
+        assert gradient.shape == (3, *tokens.shape[1:], 32) and gradient.abs().sum() > 0

@@ -1,18 +1,28 @@
 """Interventions: turn features up and down and see what they cause."""
 
 from monosemy.intervene.edits import FeatureEdit, Firing, Positions
+from monosemy.intervene.nodes import ERROR, Effects, Node, NodeEffects, agreement
 from monosemy.intervene.pair import SteeringPair, Written
+from monosemy.intervene.patching import Patching
+from monosemy.intervene.prompts import fitting
 from monosemy.intervene.steer import Steered, clamped, steer, touched_by, write_both
 from monosemy.intervene.words import parse_change, parse_positions
 
 __all__ = [
+    "ERROR",
+    "Effects",
     "FeatureEdit",
     "Firing",
+    "Node",
+    "NodeEffects",
+    "Patching",
     "Positions",
     "Steered",
     "SteeringPair",
     "Written",
+    "agreement",
     "clamped",
+    "fitting",
     "parse_change",
     "parse_positions",
     "steer",

@@ -39,26 +39,43 @@ class Replay:
         self,
         tokens: Int[Tensor, "batch time"],
         attention_mask: Bool[Tensor, "batch time"] | None = None,
-    ) -> Float[Tensor, "batch time vocab"]:
+        *,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch some_time vocab"]:
         """Return the logits of a whole pass over text, which `again` repeats the end of.
 
-        Edits in force may read, but must not change anything before the hook point.
+        Edits in force may read, but must not change anything before the hook point. With `last`,
+        only those of so many last positions are returned.
         """
         if not self._tried:
             self._try(tokens, attention_mask)
-        return self._record(tokens, attention_mask)
+        return self._record(tokens, attention_mask, last)
 
-    def again(self) -> Float[Tensor, "batch time vocab"]:
-        """Return the logits of the text recorded last, with the edits now in force."""
+    def again(
+        self,
+        rows: Int[Tensor, " rows"] | None = None,
+        *,
+        gradients: bool = False,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch some_time vocab"]:
+        """Return the logits of the text recorded last, with the edits now in force.
+
+        Args:
+            rows: of these rows of the text, each as often as it is named; None: of all.
+            gradients: as for `LM.logits`; they reach what an edit at the hook point puts in.
+            last: only those of so many last positions.
+        """
         assert self._text is not None, "nothing was recorded"
         tokens, mask = self._text
-        with self._short():
-            return self.lm.logits(tokens, attention_mask=mask)
+        if rows is not None:
+            tokens, mask = tokens[rows], None if mask is None else mask[rows]
+        with self._short(rows):
+            return self.lm.logits(tokens, attention_mask=mask, gradients=gradients, last=last)
 
-    def _record(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def _record(self, tokens: Tensor, mask: Tensor | None, last: int | None = None) -> Tensor:
         self._text = tokens, mask
         if not self._skipped:
-            return self.lm.logits(tokens, attention_mask=mask)
+            return self.lm.logits(tokens, attention_mask=mask, last=last)
 
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
             activations = read(output)
@@ -68,7 +85,7 @@ class Replay:
         # First in line, so that it is kept as it is before an edit.
         handle = self._skipped[-1].register_forward_hook(keep, prepend=True)
         try:
-            return self.lm.logits(tokens, attention_mask=mask)
+            return self.lm.logits(tokens, attention_mask=mask, last=last)
         finally:
             handle.remove()
 
@@ -83,17 +100,19 @@ class Replay:
             self._skipped = []
 
     @contextmanager
-    def _short(self) -> Iterator[None]:
+    def _short(self, rows: Tensor | None) -> Iterator[None]:
         """Let the blocks before the hook point give what the last of them gave."""
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            kept = read(self._kept)
+            assert kept is not None
+            chosen = kept.clone() if rows is None else kept[rows.to(kept.device)]
+            return replace(self._kept, chosen)
+
         with ExitStack() as stack:
             for block in self._skipped:
-                stack.enter_context(_answering(block, self._answer))
+                stack.enter_context(_answering(block, answer))
             yield
-
-    def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        activations = read(self._kept)
-        assert activations is not None
-        return replace(self._kept, activations.clone())
 
 
 @contextmanager

@@ -1,0 +1,171 @@
+"""Say which features make the model answer one prompt of a pair as it does, and not the other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from monosemy.artefact import write_text
+from monosemy.cli.console import console
+from monosemy.coders import Dictionary
+from monosemy.corpus.minimal_pairs import minimal_pairs
+from monosemy.errors import UserError
+from monosemy.index import Index
+from monosemy.intervene import ERROR, Node, NodeEffects, Patching, agreement, fitting
+from monosemy.intervene.nodes import Site
+from monosemy.intervene.patching import Method, Metric, Receiver
+from monosemy.intervene.prompts import Unequal
+from monosemy.lm import LM
+from monosemy.report.numbers import percent
+
+
+@dataclass(frozen=True)
+class Command:
+    """Options of `monosemy attribute`."""
+
+    run_folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    """Runs or dictionaries of one model, one a hook point."""
+    pairs: str
+    """Minimal pairs: bracket, self, except, quote, indent, import, or a file with the columns
+    clean_prefix, patch_prefix, clean_answer, patch_answer."""
+    metric: Metric = "logit difference"
+    """Of the next token; kl is from the clean run's distribution."""
+    method: Method = "integrated gradients"
+    """How effects are estimated; first-order is faster and further off."""
+    steps: int = 10
+    """Of integrated gradients."""
+    receiver: Receiver = "clean"
+    """Which side's run is patched with what the other side holds."""
+    unequal: Unequal = "refuse"
+    """Prompts of a pair with different numbers of tokens: refuse, or align from the end."""
+    mistaken: bool = True
+    """Keep pairs of which the model prefers the wrong answer."""
+    most: int = 100
+    """Pairs at most."""
+    top: int = 20
+    """Nodes that are listed."""
+    exact: int = 50
+    """Strongest nodes that are patched exactly too; 0 for none."""
+    positions: bool = False
+    """Tell positions, counted from the end of the prompt, apart."""
+    json: Path | None = None
+    """Write the nodes here."""
+    model: str | None = None
+    """Another model than the one they were trained on."""
+    device: str | None = None
+    """`cpu`, `cuda`, `mps`; default the best there is."""
+
+    def run(self) -> None:
+        """Print the strongest nodes, and how well estimates agree with patching."""
+        dictionaries, lm = self._open()
+        patching = self._patching(lm, dictionaries)
+        effects = patching.attribute(self.method, self.steps).nodes(positions=self.positions)
+        strongest = effects.strongest(max(self.top, self.exact))
+        measured = patching.exact(strongest.nodes[: self.exact]) if self.exact else None
+        labels = {
+            site.name: _names(folder)
+            for site, folder in zip(map(Site, dictionaries), self.run_folders, strict=True)
+        }
+        rows = [_row(node, strongest, measured, labels) for node in strongest.nodes]
+        console.print(_table(rows[: self.top], self.positions))
+        context = _context(patching, len(effects))
+        console.print(context)
+        if measured is not None and len(measured) >= 3:
+            found = agreement(measured, strongest)
+            console.print(
+                f"on the {found.nodes} strongest, {self.method} correlates with exact patching "
+                f"by {found.correlation:.2f}; {percent(found.same_sign)} have its sign"
+            )
+        if self.json is not None:
+            told = {"pairs": self.pairs, "metric": self.metric, "method": self.method}
+            write_text(self.json, json.dumps({**told, "nodes": rows}, indent=2) + "\n")
+            console.print(f"written: {self.json}", style="dim")
+
+    def _open(self) -> tuple[list[Dictionary], LM]:
+        """Load the dictionaries, and the one model that they belong to.
+
+        Raises:
+            UserError: there are none, or they belong to several models.
+        """
+        if not self.run_folders:
+            raise UserError("no run was named", "monosemy attribute RUN... --pairs bracket")
+        dictionaries = [Dictionary.from_pretrained(folder) for folder in self.run_folders]
+        models = {(d.provenance.model, d.provenance.revision) for d in dictionaries}
+        if self.model is None and len(models) > 1:
+            named = ", ".join(sorted(name for name, _ in models))
+            raise UserError(f"the runs are of several models: {named}", "name runs of one")
+        name, revision = next(iter(models))
+        lm = LM(self.model or name, revision=None if self.model else revision, device=self.device)
+        return [dictionary.to(lm.device) for dictionary in dictionaries], lm
+
+    def _patching(self, lm: LM, dictionaries: list[Dictionary]) -> Patching:
+        pairs = minimal_pairs(self.pairs)
+        if self.unequal == "refuse" and not self.mistaken:
+            found = fitting(lm, pairs, mistaken=False)
+            console.print(
+                f"{len(found.pairs)} of {len(pairs)} pairs are kept; the model prefers the right "
+                f"answer in {percent(found.preferred)}",
+                style="dim",
+            )
+            pairs = found.pairs
+        return Patching(
+            lm,
+            dictionaries,
+            pairs[: self.most],
+            metric=self.metric,
+            receiver=self.receiver,
+            unequal=self.unequal,
+        )
+
+
+def _names(folder: Path) -> dict[int, list[str]]:
+    """Return what a run's features are called; nothing where there is no index."""
+    if not (folder / "index").is_dir():
+        return {}
+    return Index.open(folder).names
+
+
+def _row(
+    node: Node,
+    effects: NodeEffects,
+    exact: NodeEffects | None,
+    labels: dict[str, dict[int, list[str]]],
+) -> dict:
+    named = labels[node.site].get(node.feature, [])
+    return {
+        "site": node.site,
+        "feature": "error" if node.feature == ERROR else node.feature,
+        "position": node.position,
+        "effect": effects[node],
+        "exact": exact[node] if exact is not None and node in exact else None,
+        "name": "" if node.feature == ERROR or not named else named[0],
+    }
+
+
+def _table(rows: list[dict], positions: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("site", no_wrap=True)
+    for name in ("feature", *(("position",) if positions else ()), "effect", "exact"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("name")
+    for row in rows:
+        exact = "" if row["exact"] is None else f"{row['exact']:+.3f}"
+        where = (str(row["position"]),) if positions else ()
+        cells = (str(row["feature"]), *where, f"{row['effect']:+.3f}", exact, row["name"])
+        table.add_row(row["site"], *cells)
+    return table
+
+
+def _context(patching: Patching, nodes: int) -> str:
+    now = float(patching.values.mean())
+    text = f"{len(patching)} pairs, {nodes:,} nodes; {patching.metric} {now:+.3f}"
+    if patching.prompts.corrupted is None:
+        return f"{text}; nodes are set to zero"
+    other = float(patching.donor_values.mean())
+    side = "clean" if patching.receiver == "corrupted" else "corrupted"
+    return f"{text}, of the {side} prompts {other:+.3f}"
