@@ -1,5 +1,6 @@
 """Documents to token batches, with the way back to the text; token policy; held-out split."""
 
+from monosemy.corpus.choices import Choice, read_choices, split_choices
 from monosemy.corpus.corpus import Corpus, Part, open_corpus
 from monosemy.corpus.document import HELD_OUT_SHARE, Document
 from monosemy.corpus.facts import Fact, Question, read_facts, read_questions
@@ -15,6 +16,7 @@ from monosemy.corpus.tokens import TokenBatch, TokenStream
 __all__ = [
     "CONCEPTS",
     "HELD_OUT_SHARE",
+    "Choice",
     "Corpus",
     "Document",
     "Fact",
@@ -32,8 +34,10 @@ __all__ = [
     "label_tokens",
     "open_corpus",
     "open_labels",
+    "read_choices",
     "read_facts",
     "read_pairs",
     "read_questions",
+    "split_choices",
     "syntax_spans",
 ]

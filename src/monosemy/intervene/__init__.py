@@ -4,8 +4,11 @@ from monosemy.intervene.edits import FeatureEdit, Firing, Positions
 from monosemy.intervene.nodes import ERROR, Effects, Node, NodeEffects, agreement
 from monosemy.intervene.pair import SteeringPair, Written
 from monosemy.intervene.patching import Patching
+from monosemy.intervene.positions import Firing, Positions
 from monosemy.intervene.prompts import fitting
+from monosemy.intervene.sides import PairSides, Sides, TextSides
 from monosemy.intervene.steer import Steered, clamped, steer, touched_by, write_both
+from monosemy.intervene.vectors import SteeringVector, VectorEdit
 from monosemy.intervene.words import parse_change, parse_positions
 
 __all__ = [
@@ -15,10 +18,15 @@ __all__ = [
     "Firing",
     "Node",
     "NodeEffects",
+    "PairSides",
     "Patching",
     "Positions",
+    "Sides",
     "Steered",
     "SteeringPair",
+    "SteeringVector",
+    "TextSides",
+    "VectorEdit",
     "Written",
     "agreement",
     "clamped",

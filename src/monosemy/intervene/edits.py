@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monosemy.coders import Change, Dictionary, ErrorTerm, changed
+from monosemy.intervene.positions import Positions, check_positions, edited_positions
 from monosemy.lm import LM, Call, Edit
-
-
-@dataclass(frozen=True)
-class Firing:
-    """The positions at which a feature of the same dictionary fires, above an activation."""
-
-    feature: int
-    above: float = 0.0
-
-
-Positions = Literal["all", "prompt", "generated"] | range | Firing
-"""Where an edit acts: never on special tokens and padding. A range counts a text's tokens from 0,
-BOS among them; `generated` are those that were written, not those that were read."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +39,7 @@ class FeatureEdit:
             for feature in change.features:
                 self.dictionary.check_feature(feature)
             self.dictionary.targets(change.amounts())
-        if isinstance(self.positions, Firing):
-            self.dictionary.check_feature(self.positions.feature)
+        check_positions(self.positions, self.dictionary)
 
     def hooks(self, lm: LM) -> Mapping[str, Edit]:
         """Return what `LM.edit` puts where; of a transcoder, its input is read as well."""
@@ -99,18 +84,4 @@ class FeatureEdit:
 
     def where(self, x: Float[Tensor, "batch time d"], call: Call) -> Bool[Tensor, "batch time"]:
         """Return the positions of a forward call at which the edit acts."""
-        text = call.text(x)
-        if self.positions == "all":
-            return text
-        if isinstance(self.positions, Firing):
-            code = self.dictionary.coder.encode_sparse(x[text].float())
-            mine = (code.indices == self.positions.feature) & (code.values > self.positions.above)
-            fires = torch.zeros(int(text.sum()), dtype=torch.bool, device=x.device)
-            fires[code.tokens[mine]] = True
-            return text.clone().masked_scatter(text, fires)
-        index = call.index(x)
-        if isinstance(self.positions, range):
-            wanted = torch.tensor(list(self.positions), device=x.device)
-            return text & torch.isin(index, wanted)
-        generated = index >= call.prompt_length()
-        return text & (generated if self.positions == "generated" else ~generated)
+        return edited_positions(self.positions, x, call, self.dictionary)

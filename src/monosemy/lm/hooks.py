@@ -29,14 +29,15 @@ class Call:
         tokens: ids; None where the model was given none.
         mask: attention mask of these tokens and those before; None where there is none.
         before: how many tokens the key-value cache holds; None where that is not known.
-        prompt: length of the prompt where text is being generated; None elsewhere.
+        prompt: length of the prompt, or of each row's, where that is known: where text is being
+            generated, or is said to be; None elsewhere.
         special: ids of special tokens.
     """
 
     tokens: Int[Tensor, "batch time"] | None = None
     mask: Int[Tensor, "batch all_time"] | None = None
     before: int | None = 0
-    prompt: int | None = None
+    prompt: int | Int[Tensor, " batch"] | None = None
     special: frozenset[int] = frozenset()
 
     def text(self, x: Float[Tensor, "batch time d"]) -> Bool[Tensor, "batch time"]:
@@ -67,8 +68,8 @@ class Call:
         places = torch.arange(self.before, self.before + x.shape[1], device=x.device)
         return places.expand(x.shape[:2])
 
-    def prompt_length(self) -> int:
-        """Return how many tokens were read before the first that was written.
+    def prompt_length(self) -> int | Int[Tensor, "batch 1"]:
+        """Return how many tokens were read before the first that was written, all or by row.
 
         Raises:
             UserError: no text is being generated.
@@ -78,7 +79,7 @@ class Call:
                 "which tokens are the prompt is not known outside generation",
                 "say how long it is with lm.prompted(length), or give a range of positions",
             )
-        return self.prompt
+        return self.prompt if isinstance(self.prompt, int) else self.prompt[:, None]
 
     def _two_dimensional(self) -> Tensor | None:
         return self.mask if self.mask is not None and self.mask.ndim == 2 else None
@@ -146,7 +147,7 @@ class Editor:
         self._model = model
         self._outermost = outermost
         self.call = Call()
-        self.prompt: int | None = None
+        self.prompt: int | Tensor | None = None
         self._edits: dict[str, list[Edit]] = {}
 
     @contextmanager
@@ -197,7 +198,7 @@ class Editor:
                 handle.remove()
 
     @contextmanager
-    def prompted(self, length: int | None) -> Iterator[None]:
+    def prompted(self, length: int | Tensor | None) -> Iterator[None]:
         """Say how many tokens of a text are its prompt while the block runs."""
         known, self.prompt = self.prompt, length
         try:

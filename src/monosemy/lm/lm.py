@@ -419,11 +419,14 @@ class LM:
         return self._editor.call
 
     @contextmanager
-    def prompted(self, length: int) -> Iterator[None]:
+    def prompted(self, length: int | Int[Tensor, " batch"]) -> Iterator[None]:
         """Say how many tokens of a text are its prompt, as generation does by itself.
 
-        Edits of the prompt, or of what was generated, then act on text that is read again.
+        Edits of the prompt, or of what was generated, then act on text that is read again; of
+        several texts, each row has its own length, padding not counted.
         """
+        if isinstance(length, Tensor):
+            length = length.to(self.device)
         with self._editor.prompted(length):
             yield
 
