@@ -26,6 +26,7 @@ COMMANDS = {
     "app": "look at runs and their features in a browser",
     "features": "see what a dictionary's features fire on",
     "steer": "continue a prompt with a feature turned up or down",
+    "dose": "measure what turning a feature up does and costs, strength by strength",
     "doctor": "check that a dictionary is wired to a model rightly",
     "corpus": "make text: conversations in a chat template, or what a model writes",
     "plan": "say what work will take before it is begun: memory, disk, time, cost",

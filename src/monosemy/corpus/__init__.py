@@ -11,6 +11,7 @@ from monosemy.corpus.policy import TokenPolicy
 from monosemy.corpus.shard import ShardSource
 from monosemy.corpus.syntax import CONCEPTS, syntax_spans
 from monosemy.corpus.tokens import TokenBatch, TokenStream
+from monosemy.corpus.unfinished import parsable_part
 
 __all__ = [
     "CONCEPTS",
@@ -32,6 +33,7 @@ __all__ = [
     "label_tokens",
     "open_corpus",
     "open_labels",
+    "parsable_part",
     "read_facts",
     "read_pairs",
     "read_questions",

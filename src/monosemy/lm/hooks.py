@@ -20,6 +20,9 @@ With a key-value cache these are the new tokens only. The ids are None where the
 none: images, or embeddings.
 """
 
+PromptLength = int | Int[Tensor, "batch 1"]
+"""How many tokens of every text are its prompt, or of each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -29,14 +32,15 @@ class Call:
         tokens: ids; None where the model was given none.
         mask: attention mask of these tokens and those before; None where there is none.
         before: how many tokens the key-value cache holds; None where that is not known.
-        prompt: length of the prompt where text is being generated; None elsewhere.
+        prompt: length of the prompt where text is being generated, of a batch one a row; None
+            elsewhere.
         special: ids of special tokens.
     """
 
     tokens: Int[Tensor, "batch time"] | None = None
     mask: Int[Tensor, "batch all_time"] | None = None
     before: int | None = 0
-    prompt: int | None = None
+    prompt: PromptLength | None = None
     special: frozenset[int] = frozenset()
 
     def text(self, x: Float[Tensor, "batch time d"]) -> Bool[Tensor, "batch time"]:
@@ -67,7 +71,7 @@ class Call:
         places = torch.arange(self.before, self.before + x.shape[1], device=x.device)
         return places.expand(x.shape[:2])
 
-    def prompt_length(self) -> int:
+    def prompt_length(self) -> PromptLength:
         """Return how many tokens were read before the first that was written.
 
         Raises:
@@ -146,7 +150,7 @@ class Editor:
         self._model = model
         self._outermost = outermost
         self.call = Call()
-        self.prompt: int | None = None
+        self.prompt: PromptLength | None = None
         self._edits: dict[str, list[Edit]] = {}
 
     @contextmanager
@@ -197,7 +201,7 @@ class Editor:
                 handle.remove()
 
     @contextmanager
-    def prompted(self, length: int | None) -> Iterator[None]:
+    def prompted(self, length: PromptLength | None) -> Iterator[None]:
         """Say how many tokens of a text are its prompt while the block runs."""
         known, self.prompt = self.prompt, length
         try:
