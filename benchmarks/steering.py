@@ -11,7 +11,7 @@ one half of the prompts; all figures are of the other half, of other files.
 - best feature: three candidates by attribution, the derivative of the log-probability of the
   tokens that open the construct along a feature's direction, on training text; one by the table of
   concepts, the feature whose firing goes best with the construct (what a feature fires on and what
-  it brings about are two things);
+  it brings about are two things; marked *);
 - random feature: four that fire, drawn at random; random direction: four;
 - difference of means: of rows of text with and without the construct, and of the places just
   before it and all places;
@@ -21,8 +21,9 @@ one half of the prompts; all figures are of the other half, of other files.
 Text is drawn with the same seeds for all. Intervals of 95% are over prompts.
 """
 
+import functools
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ PREFIXES = {
 CONCEPTS = tuple(PREFIXES)
 LAYERS, MAIN = ("layers.1", "layers.2", "layers.3"), "layers.2"
 WIDTH, K, DRAWN, BY_EFFECT = 2048, 32, 4, 3
+PLACES = 200  # at which the slope is taken, of each construct
 BUDGET = 0.2
 METHODS = ("as it is", "best feature", "random feature", "random direction", "difference of means")
 PROMPTED = "prompting"
@@ -80,7 +82,7 @@ class Size:
     layers: tuple[str, ...]
 
 
-FULL = Size(600_000, 100_000, 24, 40, 2, 40, 4096, LAYERS)
+FULL = Size(600_000, 100_000, 12, 40, 2, 40, 4096, LAYERS)
 QUICK = Size(60_000, 20_000, 4, 8, 1, 24, 1024, (MAIN,))
 
 
@@ -174,6 +176,7 @@ def make_setting(lm, corpus, dictionary, size):
     )
 
 
+@functools.cache
 def openings_of(document):
     """Return the first character of every stretch of each construct."""
     spans = syntax_spans(document.text)
@@ -188,7 +191,7 @@ def look_at_training_text(lm, corpus, dictionaries, size):
     """
     layers, d = list(dictionaries), next(iter(dictionaries.values())).d_in
     provenance = dictionaries[layers[0]].provenance
-    stream = provenance.stream(lm, corpus, "train", shuffled_rows=False)
+    stream = provenance.stream(lm, corpus, "train")
     slope = {layer: torch.zeros(len(CONCEPTS), d) for layer in layers}
     sums = {layer: torch.zeros(3, len(CONCEPTS), d) for layer in layers}
     whole = {layer: torch.zeros(d) for layer in layers}
@@ -209,12 +212,12 @@ def look_at_training_text(lm, corpus, dictionaries, size):
                 x = held[layer].detach()
                 rows = (x[:, :-1][kinds[0]], x[kinds[1]], x[kinds[2]])
                 sums[layer][:, number] += torch.stack([row.sum(0) for row in rows])
-            if before[number].any():
+            if before[number].any() and begun[number] < PLACES:
+                begun[number] += before[number].sum()
                 its = [held[layer] for layer in layers]
                 slopes = torch.autograd.grad(target[before[number]].sum(), its, retain_graph=True)
                 for layer, gradient in zip(layers, slopes, strict=True):
-                    slope[layer][number] += gradient.sum((0, 1))
-        begun += before.sum((1, 2))
+                    slope[layer][number] += gradient[batch.counted].sum(0)
     print("places where each begins:", dict(zip(CONCEPTS, begun.int().tolist(), strict=True)))
     means = {}
     for layer in layers:
@@ -243,7 +246,8 @@ def pass_holding(lm, batch, layers):
 def named_features(dictionary, lm, corpus, size):
     """Return of each construct the feature that the table of concepts gives it."""
     with tempfile.TemporaryDirectory() as folder:
-        index = build_index(dictionary, lm, corpus, Path(folder) / "index", tokens=size.index)
+        path = Path(folder) / "index"
+        index = build_index(dictionary, lm, corpus, path, part="train", tokens=size.index)
         table = score_features(firings_of(index), label_index(index))
     return [int(table.features[table.names.index(concept), 0]) for concept in CONCEPTS]
 
@@ -260,7 +264,9 @@ def candidates(dictionary, slope, named, means, all_methods):
     ]
     for feature in {f for some in features for f in some}:
         if alive[feature]:
-            made[feature] = raising(dictionary, feature)
+            family = raising(dictionary, feature)
+            by_effect = any(feature in some for some in best)
+            made[feature] = family if by_effect else replace(family, name=f"{family.name}*")
     methods = {"best feature": [[made[f] for f in some if f in made] for some in features]}
     if not all_methods:
         return methods
