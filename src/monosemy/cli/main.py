@@ -28,6 +28,7 @@ COMMANDS = {
     "steer": "continue a prompt with a feature turned up or down",
     "attribute": "find the features that make a model answer one prompt of a pair as it does",
     "vector": "make a steering vector, test it on held-out pairs, and find its features",
+    "dose": "measure what turning a feature up does and costs, strength by strength",
     "doctor": "check that a dictionary is wired to a model rightly",
     "corpus": "make text: conversations in a chat template, or what a model writes",
     "plan": "say what work will take before it is begun: memory, disk, time, cost",

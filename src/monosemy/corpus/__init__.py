@@ -12,6 +12,7 @@ from monosemy.corpus.policy import TokenPolicy
 from monosemy.corpus.shard import ShardSource
 from monosemy.corpus.syntax import CONCEPTS, syntax_spans
 from monosemy.corpus.tokens import TokenBatch, TokenStream
+from monosemy.corpus.unfinished import parsable_part
 
 __all__ = [
     "CONCEPTS",
@@ -34,6 +35,7 @@ __all__ = [
     "label_tokens",
     "open_corpus",
     "open_labels",
+    "parsable_part",
     "read_choices",
     "read_facts",
     "read_pairs",

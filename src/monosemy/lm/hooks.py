@@ -20,6 +20,9 @@ With a key-value cache these are the new tokens only. The ids are None where the
 none: images, or embeddings.
 """
 
+PromptLength = int | Int[Tensor, "batch 1"]
+"""How many tokens of every text are its prompt, or of each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -31,6 +34,8 @@ class Call:
         before: how many tokens the key-value cache holds; None where that is not known.
         prompt: length of the prompt, or of each row's, where that is known: where text is being
             generated, or is said to be; None elsewhere.
+        prompt: length of the prompt where text is being generated, of a batch one a row; None
+            elsewhere.
         special: ids of special tokens.
     """
 
@@ -38,6 +43,7 @@ class Call:
     mask: Int[Tensor, "batch all_time"] | None = None
     before: int | None = 0
     prompt: int | Int[Tensor, " batch"] | None = None
+    prompt: PromptLength | None = None
     special: frozenset[int] = frozenset()
 
     def text(self, x: Float[Tensor, "batch time d"]) -> Bool[Tensor, "batch time"]:
@@ -70,6 +76,8 @@ class Call:
 
     def prompt_length(self) -> int | Int[Tensor, "batch 1"]:
         """Return how many tokens were read before the first that was written, all or by row.
+    def prompt_length(self) -> PromptLength:
+        """Return how many tokens were read before the first that was written.
 
         Raises:
             UserError: no text is being generated.
@@ -148,6 +156,7 @@ class Editor:
         self._outermost = outermost
         self.call = Call()
         self.prompt: int | Tensor | None = None
+        self.prompt: PromptLength | None = None
         self._edits: dict[str, list[Edit]] = {}
 
     @contextmanager
@@ -199,6 +208,7 @@ class Editor:
 
     @contextmanager
     def prompted(self, length: int | Tensor | None) -> Iterator[None]:
+    def prompted(self, length: PromptLength | None) -> Iterator[None]:
         """Say how many tokens of a text are its prompt while the block runs."""
         known, self.prompt = self.prompt, length
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,27 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.generation import BaseStreamer
 
 from monosemy.device import choose_device, fork_seed
 from monosemy.errors import UserError
 from monosemy.lm.hookpoints import HookPoint, find_layout
-from monosemy.lm.hooks import Call, Edit, Editor, output_widths, run_and_read
+from monosemy.lm.hooks import (
+    Call,
+    Edit,
+    Editor,
+    PromptLength,
+    output_widths,
+    run_and_read,
+)
 from monosemy.lm.load import commit_of, load_tokenizer
+from monosemy.lm.many import Draws, padded_left, upto_end
 from monosemy.lm.part import last_needed, load_part, loaded_in_part, modules_after
 from monosemy.lm.unembedding import Unembedding, measure_norm
 
@@ -420,6 +433,7 @@ class LM:
 
     @contextmanager
     def prompted(self, length: int | Int[Tensor, " batch"]) -> Iterator[None]:
+    def prompted(self, length: PromptLength) -> Iterator[None]:
         """Say how many tokens of a text are its prompt, as generation does by itself.
 
         Edits of the prompt, or of what was generated, then act on text that is read again; of
@@ -514,26 +528,10 @@ class LM:
             UserError: not a generating model, one loaded in part, no tokenizer, or a prompt empty
                 or too long.
         """
-        self.require_whole("cannot generate text")
-        if not self.is_causal:
-            raise UserError(
-                f"a {type(self._core).__name__} cannot generate text",
-                "that takes a causal language model",
-            )
+        self._check_writes()
         tokens = self.encode(prompt)
-        room = self._room_after(tokens)
-        greedy = temperature <= 0
-        settings = GenerationConfig(
-            max_new_tokens=min(max_new_tokens, room),
-            do_sample=not greedy,
-            temperature=1.0 if greedy else temperature,
-            top_k=50 if greedy else 0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            num_beams=1,
-            use_cache=use_cache,
-            pad_token_id=self._pad_id(),
-        )
+        room = self._room_after(tokens.shape[1])
+        settings = self._settings(min(max_new_tokens, room), temperature, use_cache)
         before = tokens[0].tolist()
         streamer = _Streamer(lambda ids: heard(self._continuation(before, ids))) if heard else None
         generate: Any = self.model.generate
@@ -547,8 +545,104 @@ class LM:
         text = self._continuation(before, output[0].tolist())
         return Continuation(output[0], len(before), text)
 
-    def _room_after(self, tokens: Tensor) -> int:
-        count, limit = tokens.shape[1], self.context_limit
+    def write_many(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 60,
+        temperature: float = 0.0,
+        seeds: int | Sequence[int] = 0,
+        use_cache: bool = True,
+        rows: int = 64,
+    ) -> list[Continuation]:
+        """Continue many prompts at once, each as `write` would: several times as fast.
+
+        Prompts are padded on the left, which every model with an attention mask leaves out of
+        account. Rounding differs from that of one text alone, so a token may differ where two
+        are equally likely. Where a prompt is so long that the model's context limit comes before
+        `max_new_tokens`, those in its batch end there too.
+
+        Args:
+            prompts: the texts to continue.
+            max_new_tokens: the most tokens to write for each.
+            temperature: 0 takes the likeliest token each time; otherwise tokens are drawn.
+            seeds: of the draws, one for all or one a prompt.
+            use_cache: keep keys and values.
+            rows: prompts in one batch.
+
+        Raises:
+            UserError: as `write`, of any prompt; or as many seeds as prompts are not given.
+        """
+        self._check_writes()
+        each = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+        if len(each) != len(prompts):
+            raise UserError(
+                f"{len(each)} seeds for {len(prompts)} prompts", "give one for all or one for each"
+            )
+        encoded = [self.encode(prompt)[0] for prompt in prompts]
+        for tokens in encoded:
+            self._room_after(len(tokens))
+        written: list[Continuation] = []
+        for first in range(0, len(encoded), rows):
+            batch = encoded[first : first + rows], each[first : first + rows]
+            written += self._write_batch(*batch, max_new_tokens, temperature, use_cache)
+        return written
+
+    def _write_batch(
+        self,
+        prompts: Sequence[Tensor],
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+        use_cache: bool,
+    ) -> list[Continuation]:
+        tokens, mask = padded_left(prompts, self._pad_id())
+        room = self._room_after(tokens.shape[1])
+        drawn = [] if temperature <= 0 else [Draws(seeds, temperature, self.device)]
+        generate: Any = self.model.generate
+        lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=self.device)
+        with self._editor.prompted(lengths):
+            output = generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                generation_config=self._settings(min(max_new_tokens, room), 0.0, use_cache),
+                logits_processor=LogitsProcessorList(drawn),
+            )
+        end = self._core.generation_config.eos_token_id
+        ends = [end] if isinstance(end, int) else list(end or ())
+        written = []
+        for prompt, row in zip(prompts, output, strict=True):
+            whole = row[tokens.shape[1] - len(prompt) :]
+            whole = upto_end(whole, len(prompt), ends)
+            text = self._continuation(prompt.tolist(), whole.tolist())
+            written.append(Continuation(whole, len(prompt), text))
+        return written
+
+    def _check_writes(self) -> None:
+        self.require_whole("cannot generate text")
+        if not self.is_causal:
+            raise UserError(
+                f"a {type(self._core).__name__} cannot generate text",
+                "that takes a causal language model",
+            )
+
+    def _settings(self, tokens: int, temperature: float, use_cache: bool) -> GenerationConfig:
+        """Return how to write, the model's own sampling defaults overridden."""
+        greedy = temperature <= 0
+        return GenerationConfig(
+            max_new_tokens=tokens,
+            do_sample=not greedy,
+            temperature=1.0 if greedy else temperature,
+            top_k=50 if greedy else 0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            num_beams=1,
+            use_cache=use_cache,
+            pad_token_id=self._pad_id(),
+        )
+
+    def _room_after(self, count: int) -> int:
+        limit = self.context_limit
         if count == 0:
             raise UserError("the prompt is empty", "write at least one word")
         if limit is not None and count >= limit:
