@@ -171,10 +171,10 @@ def reading(
     """
     for first in range(0, len(rows), ROWS):
         some = [row.to(lm.device) for row in rows[first : first + ROWS]]
-        begun = torch.tensor(starts[first : first + ROWS], device=lm.device)[:, None]
+        begun = torch.tensor(starts[first : first + ROWS], device=lm.device)
         lengths = torch.tensor([len(row) for row in some], device=lm.device)[:, None]
         tokens = pad_sequence(some, batch_first=True)
         place = torch.arange(tokens.shape[1], device=lm.device)
         mask = place < lengths
         with lm.prompted(begun):
-            yield tokens, mask, mask & (place >= begun)
+            yield tokens, mask, mask & (place >= begun[:, None])

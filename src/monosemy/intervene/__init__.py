@@ -1,6 +1,6 @@
 """Interventions: turn features up and down and see what they cause."""
 
-from monosemy.intervene.edits import FeatureEdit, Firing, Positions
+from monosemy.intervene.edits import FeatureEdit
 from monosemy.intervene.nodes import ERROR, Effects, Node, NodeEffects, agreement
 from monosemy.intervene.pair import SteeringPair, Written
 from monosemy.intervene.patching import Patching

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from monosemy.coders import Add, Change, Clamp, ProjectOut, Scale, SuppressAll, Swap, ablate
 from monosemy.errors import UserError
-from monosemy.intervene.edits import Firing, Positions
+from monosemy.intervene.positions import Firing, Positions
 
 _FORMS = (
     "clamp 28=0.8,30=-0.5",

@@ -20,7 +20,7 @@ With a key-value cache these are the new tokens only. The ids are None where the
 none: images, or embeddings.
 """
 
-PromptLength = int | Int[Tensor, "batch 1"]
+PromptLength = int | Int[Tensor, " batch"]
 """How many tokens of every text are its prompt, or of each."""
 
 
@@ -34,15 +34,12 @@ class Call:
         before: how many tokens the key-value cache holds; None where that is not known.
         prompt: length of the prompt, or of each row's, where that is known: where text is being
             generated, or is said to be; None elsewhere.
-        prompt: length of the prompt where text is being generated, of a batch one a row; None
-            elsewhere.
         special: ids of special tokens.
     """
 
     tokens: Int[Tensor, "batch time"] | None = None
     mask: Int[Tensor, "batch all_time"] | None = None
     before: int | None = 0
-    prompt: int | Int[Tensor, " batch"] | None = None
     prompt: PromptLength | None = None
     special: frozenset[int] = frozenset()
 
@@ -76,8 +73,6 @@ class Call:
 
     def prompt_length(self) -> int | Int[Tensor, "batch 1"]:
         """Return how many tokens were read before the first that was written, all or by row.
-    def prompt_length(self) -> PromptLength:
-        """Return how many tokens were read before the first that was written.
 
         Raises:
             UserError: no text is being generated.
@@ -155,7 +150,6 @@ class Editor:
         self._model = model
         self._outermost = outermost
         self.call = Call()
-        self.prompt: int | Tensor | None = None
         self.prompt: PromptLength | None = None
         self._edits: dict[str, list[Edit]] = {}
 
@@ -207,7 +201,6 @@ class Editor:
                 handle.remove()
 
     @contextmanager
-    def prompted(self, length: int | Tensor | None) -> Iterator[None]:
     def prompted(self, length: PromptLength | None) -> Iterator[None]:
         """Say how many tokens of a text are its prompt while the block runs."""
         known, self.prompt = self.prompt, length

@@ -432,7 +432,6 @@ class LM:
         return self._editor.call
 
     @contextmanager
-    def prompted(self, length: int | Int[Tensor, " batch"]) -> Iterator[None]:
     def prompted(self, length: PromptLength) -> Iterator[None]:
         """Say how many tokens of a text are its prompt, as generation does by itself.
 
@@ -600,7 +599,7 @@ class LM:
         room = self._room_after(tokens.shape[1])
         drawn = [] if temperature <= 0 else [Draws(seeds, temperature, self.device)]
         generate: Any = self.model.generate
-        lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=self.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         with self._editor.prompted(lengths):
             output = generate(
                 input_ids=tokens,
