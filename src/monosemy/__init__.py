@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from monosemy.errors import UserError
     from monosemy.evaluation import evaluate
     from monosemy.index import Index
-    from monosemy.intervene import compare
+    from monosemy.intervene import FeatureEdit, steer
     from monosemy.lm import LM
     from monosemy.report import features
     from monosemy.training import TrainConfig, fit, resume, sweep, train
@@ -29,6 +29,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "Dictionary": "coders",
+    "FeatureEdit": "intervene",
     "Index": "index",
     "LM": "lm",
     "Store": "activations",
@@ -36,13 +37,13 @@ _HOMES = {
     "TrainConfig": "training",
     "UserError": "errors",
     "attach": "coders",
-    "compare": "intervene",
     "diagnose": "coders",
     "evaluate": "evaluation",
     "features": "report",
     "fit": "training",
     "open_corpus": "corpus",
     "resume": "training",
+    "steer": "intervene",
     "store_arrays": "activations",
     "sweep": "training",
     "train": "training",
@@ -51,19 +52,20 @@ _HOMES = {
 __all__ = [
     "LM",
     "Dictionary",
+    "FeatureEdit",
     "Index",
     "Store",
     "TokenPolicy",
     "TrainConfig",
     "UserError",
     "attach",
-    "compare",
     "diagnose",
     "evaluate",
     "features",
     "fit",
     "open_corpus",
     "resume",
+    "steer",
     "store_arrays",
     "sweep",
     "train",
