@@ -203,7 +203,7 @@ def test_without_a_corrupted_side_nodes_are_set_to_zero(lm: LM, mine: Dictionary
     patching = Patching(lm, [d], ONE_SIDED, metric="log-probability")
     with pytest.raises(UserError, match="no corrupted side"):
         _ = patching.donor_values
-    feature = patching.attribute("first-order").nodes().strongest(1).nodes[0].feature
+    feature = int(d.strength.argmax())
     found = patching.exact([Node("layers.1", feature)])
     special = torch.tensor(sorted(lm.special_ids))
 
@@ -402,7 +402,10 @@ def test_the_command_lists_nodes_with_names_and_agreement(
     main(["attribute", str(folder), *asked, "--exact", "0", "--positions", "--no-mistaken"])
     assert "position" in capsys.readouterr().out
     for wrong, told in (
-        (["attribute", str(folder), "--pairs", "brackets"], "did you mean `bracket`"),
+        (
+            ["attribute", str(folder), "--model", str(checkpoint), "--pairs", "brackets"],
+            "did you mean `bracket`",
+        ),
         (["attribute", "--pairs", "bracket"], "no run was named"),
     ):
         with pytest.raises(SystemExit):

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -336,35 +336,24 @@ class _Runs:
         self, logits: Float[Tensor, "rows vocab"], rows: Int[Tensor, " rows"] | None = None
     ) -> Float[Tensor, " rows"]:
         """Return the metric; `rows` says of which pair of the batch each is, None: each in turn."""
-
-        def of(values: Tensor) -> Tensor:
-            return values if rows is None else values[rows]
-
+        pick = slice(None) if rows is None else rows
         logits, metric = logits.float(), self.of_all.metric
         if metric == "kl":
-            clean = of(self.clean)
+            clean = self.clean[pick]
             return (clean.exp() * (clean - logits.log_softmax(-1))).sum(1)
-        answer = of(self.batch.answer)[:, None]
+        answer = self.batch.answer[pick, None]
         if metric == "log-probability":
             return logits.log_softmax(-1).gather(1, answer)[:, 0]
         wrong = self.batch.wrong
         assert wrong is not None
-        return (logits.gather(1, answer) - logits.gather(1, of(wrong)[:, None]))[:, 0]
+        return (logits.gather(1, answer) - logits.gather(1, wrong[pick, None]))[:, 0]
 
     def gradients(self) -> dict[str, Float[Tensor, "rows d_out"]]:
         """Return the metric's gradient at each hook point that is written to, of the plain run."""
         lm, text = self.of_all.lm, self.batch.text
         found: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Edit:
-            def edit(y: Tensor, tokens: Tensor | None) -> Tensor:
-                found[name] = y if y.requires_grad else y.detach().requires_grad_()
-                return found[name].clone()  # later code may change it in place (Falcon)
-
-            return edit
-
         names = dict.fromkeys(site.there for site in self.of_all.sites.values())
-        with lm.edit({name: keep(name) for name in names}):
+        with lm.edit({name: partial(_keep_graph, found, name) for name in names}):
             logits = lm.logits(
                 self.read.tokens, attention_mask=self.read.mask, gradients=True, last=1
             )
@@ -384,19 +373,11 @@ class _Runs:
         shares = (torch.arange(steps, device=text.device) + 0.5) / steps
         for some in shares.split(max(_AT_ONCE // batch, 1)):
             rows = each.repeat(len(some))
-            along = some.repeat_interleave(batch)
+            by = some.repeat_interleave(batch)
             put: list[Tensor] = []
 
-            def edit(
-                y: Tensor, tokens: Tensor | None, put: list[Tensor] = put, by: Tensor = along
-            ) -> Tensor:
-                moved = y.detach() + (by[:, None, None] * whole.repeat(len(by) // batch, 1, 1)).to(
-                    y.dtype
-                )
-                put.append(moved.requires_grad_())
-                return put[0].clone()
-
-            with self.of_all.lm.edit({delta.site.there: edit}):
+            moves = by[:, None, None] * whole.repeat(len(some), 1, 1)
+            with self.of_all.lm.edit({delta.site.there: partial(_move_leaf, put, moves)}):
                 logits = replay.again(rows, gradients=True, last=1)
                 with torch.enable_grad():
                     value = self.measure(logits[:, -1], rows).sum()
@@ -423,11 +404,7 @@ class _Runs:
                 value[mine, None] * directions[direction[mine]],
                 accumulate=True,
             )
-
-            def edit(y: Tensor, tokens: Tensor | None, added: Tensor = added) -> Tensor:
-                return (y + added).to(y.dtype)
-
-            with self.of_all.lm.edit({site.there: edit}):
+            with self.of_all.lm.edit({site.there: partial(_add, added)}):
                 logits = replay.again(pairs, last=1)[:, -1]
             moved = self.measure(logits, pairs) - self.value[pairs]
             effects.view(-1)[some] = moved
@@ -469,22 +446,27 @@ class _Runs:
 
     def _patch(self, site: Site, then: State, chosen: Tensor, line: Tensor) -> Mapping[str, Edit]:
         """Return the edit that gives a site's chosen nodes what they hold in the donor's run."""
-        text, inputs = self.batch.text, list[Tensor]()
-
-        def read(x: Tensor, tokens: Tensor | None) -> Tensor:
-            inputs.append(x)
-            return x
-
-        def write(y: Tensor, tokens: Tensor | None) -> Tensor:
-            x = y if site.here == site.there else inputs.pop()
-            delta = Delta.between(site, site.state(x[text], y[text]), then)
-            out = y.clone()
-            out[text] += delta.of(chosen, line).to(y.dtype)
-            return out
-
+        inputs: list[Tensor] = []
+        write = partial(self._write, site, then, chosen, line, inputs)
         if site.here == site.there:
             return {site.there: write}
-        return {site.here: read, site.there: write}
+        return {site.here: partial(_keep_all, inputs), site.there: write}
+
+    def _write(
+        self,
+        site: Site,
+        then: State,
+        chosen: Tensor,
+        line: Tensor,
+        inputs: list[Tensor],
+        y: Tensor,
+        tokens: Tensor | None,
+    ) -> Tensor:
+        x = y if site.here == site.there else inputs.pop()
+        text, out = self.batch.text, y.clone()
+        delta = Delta.between(site, site.state(x[text], y[text]), then)
+        out[text] += delta.of(chosen, line).to(y.dtype)
+        return out
 
     def _replay(self, site: Site) -> Replay:
         """Return the receiving run, to be repeated from a site on."""
@@ -499,16 +481,39 @@ def _read_states(
 ) -> tuple[dict[str, State], Float[Tensor, "batch vocab"]]:
     """Return what sites hold at text tokens of a run, and the logits of the next token."""
     found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Edit:
-        def edit(x: Tensor, tokens: Tensor | None) -> Tensor:
-            found[name] = x[text]
-            return x
-
-        return edit
-
     names = {name for site in sites.values() for name in (site.here, site.there)}
-    with lm.edit({name: keep(name) for name in names}):
+    with lm.edit({name: partial(_keep_text, found, name, text) for name in names}):
         logits = lm.logits(side.tokens, attention_mask=side.mask, last=1)[:, -1]
     states = {n: site.state(found[site.here], found[site.there]) for n, site in sites.items()}
     return states, logits.float()
+
+
+# --- edits: what is put in comes first --------------------------------------------------------
+
+
+def _keep_text(
+    found: dict[str, Tensor], name: str, text: Tensor, x: Tensor, tokens: Tensor | None
+) -> Tensor:
+    found[name] = x[text]
+    return x
+
+
+def _keep_all(found: list[Tensor], x: Tensor, tokens: Tensor | None) -> Tensor:
+    found.append(x)
+    return x
+
+
+def _keep_graph(found: dict[str, Tensor], name: str, y: Tensor, tokens: Tensor | None) -> Tensor:
+    """Keep activations to take a gradient at; the first in a model are where it ends."""
+    found[name] = y if y.requires_grad else y.detach().requires_grad_()
+    return found[name].clone()  # later code may change it in place (Falcon)
+
+
+def _move_leaf(put: list[Tensor], by: Tensor, y: Tensor, tokens: Tensor | None) -> Tensor:
+    """Move activations, and keep them to take a gradient at."""
+    put.append((y.detach() + by.to(y.dtype)).requires_grad_())
+    return put[0].clone()
+
+
+def _add(added: Tensor, y: Tensor, tokens: Tensor | None) -> Tensor:
+    return (y + added).to(y.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,17 +103,15 @@ class Replay:
     @contextmanager
     def _short(self, rows: Tensor | None) -> Iterator[None]:
         """Let the blocks before the hook point give what the last of them gave."""
-
-        def answer(*args: Any, **kwargs: Any) -> Any:
-            kept = read(self._kept)
-            assert kept is not None
-            chosen = kept.clone() if rows is None else kept[rows.to(kept.device)]
-            return replace(self._kept, chosen)
-
         with ExitStack() as stack:
             for block in self._skipped:
-                stack.enter_context(_answering(block, answer))
+                stack.enter_context(_answering(block, partial(self._answer, rows)))
             yield
+
+    def _answer(self, rows: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        kept = read(self._kept)
+        assert kept is not None
+        return replace(self._kept, kept.clone() if rows is None else kept[rows.to(kept.device)])
 
 
 @contextmanager
