@@ -105,7 +105,7 @@ def split_choices(
     return parts
 
 
-def made_choices(kind: str, most: int = 400, seed: int = 0) -> Iterator[Choice]:
+def made_choices(kind: str, most: int = 200, seed: int = 0) -> Iterator[Choice]:
     """Yield openings of the standard library's functions, which a statement of some kind follows.
 
     Wanted is what that statement begins with, such as `if` or the quotes of a docstring; the other

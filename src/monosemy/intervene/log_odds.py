@@ -66,7 +66,7 @@ def steer_by(
     hookpoints: Sequence[str] | None = None,
     strengths: Sequence[float] = STRENGTHS,
     positions: Positions | None = None,
-    random: int = 3,
+    random: int = 2,
 ) -> list[Steered]:
     """Return what a vector does to the odds of texts, by hook point and strength.
 
