@@ -24,7 +24,8 @@ Sided = tuple[Mapping[str, Tensor], Tensor]
 
 _Text = TypeVar("_Text", bound=Sequence[int])
 
-_TOKENS_AT_ONCE = 4096
+_TOKENS_AT_ONCE = 1024
+"""Few, so that texts of one pass are of like length and little is padded."""
 _LOGITS_AT_ONCE = 2**26
 _FEW_ANSWERS, _LOPSIDED = 6, 0.6
 """Different answers of a multiple-choice set at most, and the share of one that unbalances it."""
@@ -164,7 +165,7 @@ class PairSides:
             read.setdefault(tuple(answer.ids[:-1]), []).append(number)
         vocabulary = self.lm.config.get_text_config().vocab_size
         every = np.zeros(len(self._answers))
-        for texts in _batches([*read], max(_LOGITS_AT_ONCE // vocabulary, 1)):
+        for texts in _batches([*read], min(_LOGITS_AT_ONCE // vocabulary, _TOKENS_AT_ONCE)):
             tokens, mask = _padded(texts)
             prompts = [self._answers[read[text][0]].prompt for text in texts]
             with self.lm.prompted(torch.tensor(prompts)):
