@@ -97,12 +97,12 @@ def test_a_group_is_never_parted() -> None:
 
 @pytest.mark.parametrize("kind", ["docstring", "for"])
 def test_openings_of_functions_in_held_out_files(kind: str) -> None:
-    found = list(made_choices(kind, most=40))
-    assert len(found) == 40 and len({choice.group for choice in found}) > 5
+    found = list(made_choices(kind, most=30))
+    assert len(found) == 30 and len({choice.group for choice in found}) > 5
     for choice in found:
         if kind == "docstring":
-            assert choice.wanted.endswith(('"', "'")) and choice.other[0] not in "\"'"
+            assert choice.wanted.strip("rRuU")[0] in "\"'" and choice.other[0] not in "\"'"
         else:
-            assert choice.wanted == "for" != choice.other
+            assert choice.wanted.startswith("for ") and not choice.other.startswith("for ")
         assert "def " in choice.prompt and choice.prompt[-1] in " \n"  # indentation belongs to it
-    assert kind in KINDS and found == list(made_choices(kind, most=40))
+    assert kind in KINDS and found == list(made_choices(kind, most=30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable
 
@@ -141,7 +142,8 @@ def test_a_feature_taken_away_is_what_only_signs_can_say(run: Run) -> None:
 
 
 def test_the_encoder_fires_on_nothing_at_all_and_that_is_said(run: Run) -> None:
-    d = run.dictionary
+    d = copy.deepcopy(run.dictionary)
+    d.coder.b_enc[:3] += 10
     fired = d.encode(torch.zeros(1, d.d_in))[0] > 0
     v = torch.randn(d.d_in)
     found = decompose(d, v, 7.0, sizes=(3, 96))

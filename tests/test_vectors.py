@@ -63,7 +63,7 @@ def test_of_letters_the_difference_is_at_the_letter(lm: LM) -> None:
 @pytest.mark.parametrize(
     ("wanted", "other", "own"),
     [
-        ("x = ab.", "x = cdef.", (slice(-3, -1), slice(-5, -1))),  # of unlike lengths
+        ("x = qz.", "x = kwvu.", (slice(-3, -1), slice(-5, -1))),  # of unlike lengths
         ("x = .", "x = cd.", (slice(-1, None), slice(-3, -1))),  # one only adds to the other
     ],
 )
@@ -299,7 +299,7 @@ def test_the_command_prints_what_a_vector_does_and_what_it_is_made_of(
     folder = tmp_path / "run"
     run.dictionary.save_pretrained(folder / "dictionary")
     pairs = tmp_path / "pairs.json"
-    rows = [(f"{i} is {i % 3}?", *("(A)", "(B)")[:: 1 if i % 2 else -1]) for i in range(24)]
+    rows = [(f"{i} is {i % 3}?", *("(A)", "(B)")[:: 1 if i % 2 else -1]) for i in range(12)]
     pairs.write_text(json.dumps([dict(zip(CAA, row, strict=True)) for row in rows]))
     out = tmp_path / "vector"
     model = ["--model", str(checkpoint), "--device", "cpu"]
@@ -314,9 +314,9 @@ def test_the_command_prints_what_a_vector_does_and_what_it_is_made_of(
     }
     assert written["decomposition"]["methods"]["signed"]["4"]["cosine"] > 0
     assert [*SteeringVector.load(out).vectors] == ["layers.0", "layers.1"]
-    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    for path, word in zip(texts, ("alpha ", "beta "), strict=True):
-        path.write_text("\n\n".join(word * 300 for _ in range(12)))
+    texts = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path, word in zip(texts, ("alpha", "beta"), strict=True):
+        path.write_text("".join(f'{{"text": "{word} {i}"}}\n' for i in range(12)))
     sides = ["--positive", str(texts[0]), "--negative", str(texts[1])]
     main(["vector", str(folder), *sides, "--strengths", "1", *model])
     assert "tokens" in capsys.readouterr().out

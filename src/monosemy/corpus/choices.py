@@ -28,8 +28,8 @@ CAA = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 
 _LONGEST = 400
 """Characters of a prompt that is made."""
-_FIRST = re.compile(r"\w*(\"\"\"|'''|[\"'])|\w+|[^\w\s]+")
-"""The first word or sign of a statement; of a string, its opening quotes."""
+_LINE = re.compile(r"[^\n]{1,60}")
+"""Of an answer that is made: the rest of the line, but no more than so many characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,13 @@ def split_choices(
     return parts
 
 
-def made_choices(kind: str, most: int = 400, seed: int = 0) -> Iterator[Choice]:
+def made_choices(kind: str, most: int = 120, seed: int = 0) -> Iterator[Choice]:
     """Yield openings of the standard library's functions, which a statement of some kind follows.
 
-    Wanted is what that statement begins with, such as `if` or the quotes of a docstring; the other
-    answer is the first word of the statement after it, of another kind: it could stand there too.
+    Wanted is the first line of that statement, such as a docstring's; the other answer is the
+    first line of the statement after it, of another kind: it could stand there too. A line rather
+    than its first word, for a vector of the state in which one word was just read says what to
+    write after it: added before, it makes that word less likely.
     Files are those that are held out of `builtin:stdlib`; they are the groups.
 
     Args:
@@ -159,7 +161,7 @@ def _openings(document: Document, is_kind: Callable[[ast.stmt], bool]) -> Iterat
             if not is_kind(node) or is_kind(following):
                 continue
             here, there = (source.span(n)[0] for n in (node, following))
-            wanted, other = (_FIRST.match(document.text, place) for place in (here, there))
+            wanted, other = (_LINE.match(document.text, place) for place in (here, there))
             prompt = document.text[start:here]
             if wanted and other and len(prompt) <= _LONGEST and wanted[0] != other[0]:
                 yield Choice(prompt, wanted[0], other[0], document.id)

@@ -57,8 +57,8 @@ class VectorResult:
         change, random = best.odds.change, best.random
         beats = random is None or change.low > random.change.high
         told = (
-            f"`{best.hookpoint}` times {best.strength:g}, chosen on the texts that the vector is made "
-            f"of, changes held-out log-odds by {change.value:+.2f} "
+            f"`{best.hookpoint}` times {best.strength:g}, chosen on the texts it is made of, "
+            f"changes held-out log-odds by {change.value:+.2f} "
             f"({change.low:+.2f} to {change.high:+.2f})"
         )
         if random is not None:
@@ -118,7 +118,7 @@ def measure_vector(
     *,
     hookpoints: Sequence[str] = (),
     strengths: Sequence[float] = STRENGTHS,
-    random: int = 3,
+    random: int = 2,
 ) -> VectorResult:
     """Make a steering vector, measure it, and decompose it into a dictionary's features.
 

@@ -15,8 +15,8 @@ from monosemy.intervene.vectors import SteeringVector
 from monosemy.metrics import bootstrap_weights, interval
 from monosemy.metrics.table import MetricValue
 
-STRENGTHS = (-2.0, -1.0, 1.0, 2.0)
-"""Multiples of a vector (as Rimsky et al. 2024)."""
+STRENGTHS = (-1.0, 0.5, 1.0, 2.0)
+"""Multiples of a vector, which is not normalised."""
 DRAWS = 1000
 
 
@@ -66,7 +66,7 @@ def steer_by(
     hookpoints: Sequence[str] | None = None,
     strengths: Sequence[float] = STRENGTHS,
     positions: Positions | None = None,
-    random: int = 3,
+    random: int = 2,
 ) -> list[Steered]:
     """Return what a vector does to the odds of texts, by hook point and strength.
 

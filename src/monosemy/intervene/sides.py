@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +22,10 @@ Sided = tuple[Mapping[str, Tensor], Tensor]
 """Activations of tokens at hook points, name -> [tokens, d], fp32; and a weight for each token,
 [tokens]: above 0 on the wanted side, below 0 on the other."""
 
-_TOKENS_AT_ONCE = 4096
+_Text = TypeVar("_Text", bound=Sequence[int])
+
+_TOKENS_AT_ONCE = 1024
+"""Few, so that texts of one pass are of like length and little is padded."""
 _LOGITS_AT_ONCE = 2**26
 _FEW_ANSWERS, _LOPSIDED = 6, 0.6
 """Different answers of a multiple-choice set at most, and the share of one that unbalances it."""
@@ -135,9 +138,13 @@ class PairSides:
 
     def activations(self, hookpoints: Sequence[str]) -> Iterator[Sided]:
         """Yield activations where answers differ; each answer weighs 1."""
-        for rows in self._batches(_TOKENS_AT_ONCE):
-            tokens, mask = _padded(rows)
-            own = _stretches(rows, tokens, lambda row: (row.start, row.end))
+        answers = {id(answer.ids): answer for answer in self._answers}
+        for texts in _batches([answer.ids for answer in self._answers], _TOKENS_AT_ONCE):
+            rows = [answers[id(ids)] for ids in texts]
+            tokens, mask = _padded(texts)
+            ends = torch.tensor([(row.start, row.end) for row in rows])
+            at = torch.arange(tokens.shape[1])
+            own = (at >= ends[:, :1]) & (at < ends[:, 1:])
             weights = own * torch.tensor([[row.side / (row.end - row.start)] for row in rows])
             found = self.lm.capture(tokens, hookpoints, attention_mask=mask)
             yield (
@@ -152,19 +159,22 @@ class PairSides:
         Their difference is the log-odds of the two texts. Edits of what is `generated` begin at
         the prompt's last token.
         """
-        found: dict[int, float] = {}
+        # All but the last token predict an answer: answers of one token share them.
+        read: dict[tuple[int, ...], list[int]] = {}
+        for number, answer in enumerate(self._answers):
+            read.setdefault(tuple(answer.ids[:-1]), []).append(number)
         vocabulary = self.lm.config.get_text_config().vocab_size
-        for rows in self._batches(max(_LOGITS_AT_ONCE // vocabulary, 1)):
-            tokens, mask = _padded(rows)
-            with self.lm.prompted(torch.tensor([row.prompt for row in rows])):
+        every = np.zeros(len(self._answers))
+        for texts in _batches([*read], min(_LOGITS_AT_ONCE // vocabulary, _TOKENS_AT_ONCE)):
+            tokens, mask = _padded(texts)
+            prompts = [self._answers[read[text][0]].prompt for text in texts]
+            with self.lm.prompted(torch.tensor(prompts)):
                 logits = self.lm.logits(tokens, attention_mask=mask)
-            before = _stretches(rows, tokens, lambda row: (row.start - 1, len(row.ids) - 1))
-            after = tokens.roll(-1, 1)[before]
-            each = _log_softmax_at(logits[before.to(logits.device)], after)
-            sums = torch.zeros(len(rows), dtype=torch.float64)
-            sums.index_add_(0, before.nonzero()[:, 0], each)
-            found |= {id(row): value for row, value in zip(rows, sums.tolist(), strict=True)}
-        every = np.array([found[id(row)] for row in self._answers])
+            for row, text in zip(logits, texts, strict=True):
+                for number in read[text]:
+                    start, ids = self._answers[number].start, self._answers[number].ids
+                    scored = row[start - 1 : len(text)]
+                    every[number] = float(_log_softmax_at(scored, torch.tensor(ids[start:])).sum())
         return LogProbabilities(every[::2], every[1::2], self._groups, self._groups, True)
 
     def _read(self, number: int, choice: Choice) -> list[_Answer]:
@@ -197,16 +207,6 @@ class PairSides:
             _Answer(ids, begun, start, max(len(ids) - tail, start + 1), side)
             for ids, side in ((wanted, 1.0), (other, -1.0))
         ]
-
-    def _batches(self, tokens: int) -> Iterator[list[_Answer]]:
-        """Yield texts of like length, so that little is padded."""
-        batch: list[_Answer] = []
-        for row in sorted(self._answers, key=lambda row: len(row.ids)):
-            if batch and (len(batch) + 1) * len(row.ids) > tokens:
-                yield batch
-                batch = []
-            batch.append(row)
-        yield batch
 
 
 class TextSides:
@@ -313,24 +313,26 @@ def _as_asked(question: str, lm: LM) -> str:
     return text.removeprefix(tokenizer.bos_token or "")
 
 
+def _batches(texts: Sequence[_Text], tokens: int) -> Iterator[list[_Text]]:
+    """Yield texts of like length together, so that little is padded."""
+    batch: list[_Text] = []
+    for text in sorted(texts, key=len):
+        if batch and (len(batch) + 1) * len(text) > tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    yield batch
+
+
 def _padded(
-    rows: Sequence[_Answer],
+    texts: Sequence[Sequence[int]],
 ) -> tuple[Int[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
     """Return tokens, padded at the end, and which are none of the padding."""
-    longest = max(len(row.ids) for row in rows)
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    for place, row in zip(tokens, rows, strict=True):
-        place[: len(row.ids)] = torch.tensor(row.ids)
-    return tokens, torch.arange(longest) < torch.tensor([[len(row.ids)] for row in rows])
-
-
-def _stretches(
-    rows: Sequence[_Answer], tokens: Tensor, of: Callable[[_Answer], tuple[int, int]]
-) -> Bool[Tensor, "rows time"]:
-    """Return True at each row's tokens [from, to)."""
-    ends = torch.tensor([of(row) for row in rows])
-    at = torch.arange(tokens.shape[1])
-    return (at >= ends[:, :1]) & (at < ends[:, 1:])
+    longest = max(map(len, texts))
+    tokens = torch.zeros(len(texts), longest, dtype=torch.long)
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = torch.tensor(text)
+    return tokens, torch.arange(longest) < torch.tensor([[len(text)] for text in texts])
 
 
 def _log_softmax_at(

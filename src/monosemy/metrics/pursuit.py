@@ -18,6 +18,8 @@ from torch import Tensor
 
 _NOTHING = 1e-6
 """Cosine with the vector below which a direction explains nothing of it."""
+_DONE = 1e-5
+"""Share of the vector's length below which what is left is rounding."""
 _TRIES = 4
 """Steps for each direction wanted: some steps choose none that is new."""
 
@@ -60,7 +62,7 @@ def _gradient_steps(
         left = v - weights @ directions
         products = directions @ left
         best = products.argmax()
-        if products[best] <= _NOTHING * norms[best] * v.norm():
+        if left.norm() <= _DONE * v.norm() or products[best] <= _NOTHING * norms[best] * v.norm():
             return
         support[best] = True
         gradient = products * support
@@ -115,7 +117,7 @@ def matching_pursuit_path(
         if len(chosen) > reached:
             reached = len(chosen)
             yield found
-        if reached >= most:
+        if reached >= most or left.norm() <= _DONE * size:
             return
 
 
