@@ -8,11 +8,11 @@ changes the predictions on neutral text by the same KL divergence, or half that 
 several candidates a method takes, and which of the two strengths, is chosen for each construct on
 one half of the prompts; all figures are of the other half, of other files.
 
-- best feature: three candidates by attribution, the derivative of the log-probability of the
+- best feature: two candidates by attribution, the derivative of the log-probability of the
   tokens that open the construct along a feature's direction, on training text; one by the table of
   concepts, the feature whose firing goes best with the construct (what a feature fires on and what
   it brings about are two things; marked *);
-- random feature: four that fire, drawn at random; random direction: four;
+- random feature: three that fire, drawn at random; random direction: three;
 - difference of means: of rows of text with and without the construct, and of the places just
   before it and all places;
 - prompting: a function with the construct in front of the prompt. It has no strength; its side
@@ -60,9 +60,9 @@ PREFIXES = {
     "comparison": "def larger(a, b):\n    if a > b:\n        return a\n    return b\n\n\n",
 }
 CONCEPTS = tuple(PREFIXES)
-LAYERS, MAIN = ("layers.1", "layers.2", "layers.3"), "layers.2"
-WIDTH, K, DRAWN, BY_EFFECT = 2048, 32, 4, 3
-PLACES = 200  # at which the slope is taken, of each construct
+LAYERS = ("layers.2", "layers.1", "layers.3")  # all methods are compared at the first
+WIDTH, K, DRAWN, BY_EFFECT = 2048, 32, 3, 2
+PLACES = 100  # at which the slope is taken, of each construct
 BUDGET = 0.2
 METHODS = ("as it is", "best feature", "random feature", "random direction", "difference of means")
 PROMPTED = "prompting"
@@ -82,8 +82,8 @@ class Size:
     layers: tuple[str, ...]
 
 
-FULL = Size(600_000, 100_000, 12, 40, 2, 40, 4096, LAYERS)
-QUICK = Size(60_000, 20_000, 4, 8, 1, 24, 1024, (MAIN,))
+FULL = Size(600_000, 50_000, 8, 40, 2, 40, 2048, LAYERS)
+QUICK = Size(60_000, 20_000, 2, 8, 1, 24, 512, LAYERS[:1])
 
 
 @dataclass(frozen=True)
@@ -109,31 +109,28 @@ def main():
     torch.set_num_threads(args.threads)
     size = QUICK if args.quick else FULL
     lm, corpus = LM("builtin:stdlib", device="cpu"), open_corpus("builtin:stdlib")
-    dictionaries = {}
-    for path in args.dictionaries:
-        dictionary = Dictionary.from_pretrained(path)
-        dictionaries[dictionary.hookpoint] = dictionary
-    missing = [layer for layer in size.layers if layer not in dictionaries]
-    if missing:
-        runs = sweep(lm, corpus, missing, width=WIDTH, k=K, tokens=size.train)
-        dictionaries |= {run.dictionary.hookpoint: run.dictionary for run in runs}
-    dictionaries = {layer: dictionaries[layer] for layer in size.layers}
-    setting = make_setting(lm, corpus, dictionaries[MAIN], size)
+    given = [Dictionary.from_pretrained(path) for path in args.dictionaries]
+    if not given:
+        runs = sweep(lm, corpus, size.layers, width=WIDTH, k=K, tokens=size.train)
+        given = [run.dictionary for run in runs]
+    dictionaries = {dictionary.hookpoint: dictionary for dictionary in given}
+    main = given[0].hookpoint
+    setting = make_setting(lm, corpus, given[0], size)
     print(f"{len(setting.choosing)} prompts to choose on, {len(setting.reporting)} to report on")
     slopes, means = look_at_training_text(lm, corpus, dictionaries, size)
     named = {layer: named_features(d, lm, corpus, size) for layer, d in dictionaries.items()}
     found = {}
     for layer, dictionary in dictionaries.items():
-        families = candidates(dictionary, slopes[layer], named[layer], means[layer], layer == MAIN)
+        families = candidates(dictionary, slopes[layer], named[layer], means[layer], layer == main)
         found[layer] = measure(setting, families)
-    main_table = found[MAIN] | as_it_is(setting) | {PROMPTED: prompting(setting)}
+    main_table = found[main] | {"as it is": as_it_is(setting, main), PROMPTED: prompting(setting)}
     text = "\n".join(
         [
             *share_lines(main_table),
             "",
             *cost_lines(main_table),
             "",
-            *layer_lines(found),
+            *(layer_lines(found) if len(found) > 1 else ()),
             "",
             *difference_lines(main_table),
         ]
@@ -154,7 +151,11 @@ def main():
 def arguments():
     made = parser(__doc__, docs=True)
     made.add_argument(
-        "--dictionaries", type=Path, nargs="*", default=[], help="trained ones, to train no others"
+        "--dictionaries",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="trained ones at several hook points, instead of training some",
     )
     return made
 
@@ -321,8 +322,8 @@ def writing(setting):
     return Writing(setting.size.tokens, samples=setting.size.samples, seed=10_000)
 
 
-def as_it_is(setting):
-    nothing = pushing("nothing", MAIN, torch.zeros(1))
+def as_it_is(setting, layer):
+    nothing = pushing("nothing", layer, torch.zeros(1))
     doses = []
     for concept in CONCEPTS:
         curve = dose_response(
@@ -335,7 +336,7 @@ def as_it_is(setting):
             writing=writing(setting),
         )
         doses.append(("", curve.doses[0]))
-    return {"as it is": doses}
+    return doses
 
 
 def prompting(setting):

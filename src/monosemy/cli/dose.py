@@ -66,6 +66,8 @@ class Command:
     """Prompts at most."""
     tokens: int = 40
     """Tokens to write after each prompt."""
+    neutral: int = 4096
+    """Tokens of held-out text, about, that side effects are measured on."""
     temperature: float = 0.7
     """0 takes the likeliest token each time."""
     seed: int = 0
@@ -85,7 +87,9 @@ class Command:
         wanted = self._wanted(dictionary)
         corpus = open_text(dictionary, self.data, self.column)
         prompts = self._prompts() or [text.text for text in openings(corpus, self.count)]
-        neutral = Neutral(lm, dictionary.provenance.stream(lm, corpus, "held_out"))
+        neutral = Neutral(
+            lm, dictionary.provenance.stream(lm, corpus, "held_out"), tokens=self.neutral
+        )
         writing = Writing(self.tokens, self.temperature, seed=self.seed)
         strengths = (0.0, *self.strengths)
         make = clamping if self.clamp else raising

@@ -369,12 +369,12 @@ def unparsed_shares(samples: Sequence[Sample]) -> Float[np.ndarray, " samples"] 
 
     None where prompts are not Python source.
     """
+    if any(parsable_part(sample.prompt)[1] < len(sample.prompt) for sample in samples):
+        return None
     shares = []
     for sample in samples:
         prompt, text = sample.prompt, sample.written.text
-        _, end = parsable_part(prompt + text)
-        if end < len(prompt) and parsable_part(prompt)[1] < len(prompt):
-            return None
+        end = parsable_part(prompt + text)[1]
         shares.append(1 - max(end - len(prompt), 0) / len(text) if text else 0.0)
     return np.array(shares)
 

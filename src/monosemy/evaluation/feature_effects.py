@@ -104,12 +104,15 @@ def feature_effects(
         owner = torch.tensor([n for n, f in enumerate(some) for _ in places[f]], device=lm.device)
         numbers = torch.tensor(some, device=lm.device)[owner]
         parts.append(_effects(lm, dictionary, later, tokens.to(lm.device), owner, numbers))
-    joined = [np.concatenate(part) for part in zip(*(p[:4] for p in parts), strict=True)]
+    columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
     return FeatureEffects(
-        np.array(kept),
-        np.array([len(places[feature]) for feature in kept]),
-        *joined,
-        later=None if later is None else np.concatenate([p[4] for p in parts]),
+        features=np.array(kept),
+        windows=np.array([len(places[feature]) for feature in kept]),
+        kl_ablated=columns[0],
+        kl_doubled=columns[1],
+        ablated=columns[2],
+        doubled=columns[3],
+        later=columns[4] if later is not None else None,
     )
 
 

@@ -59,6 +59,7 @@ class Neutral:
         if not known:
             raise UserError("there is no text to measure side effects on", "give held-out text")
         self.tokens = tokens - left
+        self._replays: dict[str, Replay] = {}
         self._last: tuple[tuple[int, str], Replay, Tensor] | None = None
         self._weights = bootstrap_weights(self.documents, draws)
 
@@ -84,7 +85,8 @@ class Neutral:
     def _recorded(self, number: int, hookpoint: str) -> tuple[Replay, Tensor]:
         """Return a batch's logits, and what repeats the end of the pass; the last ones are kept."""
         if self._last is None or self._last[0] != (number, hookpoint):
-            batch, replay = self._batches[number], Replay(self.lm, hookpoint)
+            batch = self._batches[number]
+            replay = self._replays.setdefault(hookpoint, Replay(self.lm, hookpoint))
             original = replay.record(batch.tokens, batch.attention_mask)
             self._last = (number, hookpoint), replay, original
         return self._last[1:]

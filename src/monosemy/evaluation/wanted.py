@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Sample:
     written: Continuation
 
 
+@runtime_checkable
 class Wanted(Protocol):
     """An effect that is wanted."""
 
