@@ -8,8 +8,8 @@ text. Then, for minimal pairs of every built-in set:
 - `attribution_seconds`: integrated gradients (10 steps) of all features and error terms of the six
   hook points, 100 pairs; the slowest set counts. Reading the pairs is in it, training is not.
 - `attribution_vs_exact`: correlation of those effects with exact patching on the 200 strongest
-  nodes (summed over positions, mean over pairs); the mean over the sets. Beside it first-order
-  effects, and effects at single positions.
+  nodes (summed over positions, mean over pairs); the mean over the sets. Beside it the correlation
+  of ranks, that of first-order effects, and that of effects at single positions.
 """
 
 import time
@@ -48,7 +48,7 @@ def attribution(lm, dictionaries, quick):
     count, top = (20, 40) if quick else (100, 200)
     slowest, correlations = 0.0, []
     print(
-        f"\n{'pairs':10}{'seconds':>9}{'first':>8}{'nodes':>8}{'IG':>7}{'1st':>7}{'IG, placed':>12}"
+        f"\n{'pairs':10}{'seconds':>9}{'first':>8}{'nodes':>8}{'IG':>7}{'ranks':>7}{'1st':>7}{'placed':>8}"
     )
     for name in list(MINIMAL_PAIRS)[: 2 if quick else None]:
         pairs = minimal_pairs(name)[:count]
@@ -63,14 +63,14 @@ def attribution(lm, dictionaries, quick):
         nodes, placed = effects.nodes(), effects.nodes(positions=True)
         exact = patching.exact(nodes.strongest(top).nodes)
         found = agreement(exact, nodes, top)
-        plain = agreement(patching.exact(first.strongest(top).nodes), first, top)
+        plain = agreement(exact, first, top)
         exact_placed = patching.exact(placed.strongest(top).nodes)
         at_places = agreement(exact_placed, placed, top)
         slowest = max(slowest, seconds)
         correlations.append(found.correlation)
         print(
             f"{name:10}{seconds:9.1f}{first_seconds:8.1f}{len(nodes):8,}{found.correlation:7.3f}"
-            f"{plain.correlation:7.3f}{at_places.correlation:12.3f}"
+            f"{found.ranks:7.3f}{plain.correlation:7.3f}{at_places.correlation:8.3f}"
         )
     return [
         Claim("attribution_seconds", slowest, 60, "s", False),

@@ -88,7 +88,7 @@ def test_patching_nothing_changes_nothing_at_all(lm: LM, three: list[Dictionary]
 
 
 def test_where_the_metric_is_linear_every_method_is_exact(lm: LM, corpus: Corpus) -> None:
-    patching = Patching(lm, [bare(exact(lm, corpus, "final_norm"))], PAIRS)
+    patching = Patching(lm, [bare(exact(lm, corpus, "final_norm"))], PAIRS[1:3])
     first = patching.attribute("first-order")
     assert set(first.position.tolist()) == {-1}
     for positions in (False, True):
@@ -190,7 +190,7 @@ def test_one_node_patched_exactly_is_what_it_is_by_hand(lm: LM, mine: Dictionary
 
 def test_alone_and_together_agree_at_every_site(lm: LM, three: list[Dictionary]) -> None:
     patching = Patching(lm, three, PAIRS)
-    nodes = patching.attribute("first-order").nodes(positions=True).strongest(12).nodes
+    nodes = patching.attribute("first-order").nodes(positions=True).strongest(5).nodes
     nodes += [Node(site, ERROR) for site in SITES]
     found = patching.exact(nodes)
     for node in nodes:
@@ -267,7 +267,7 @@ def test_kl_is_zero_at_the_clean_run_and_above_elsewhere(lm: LM, mine: Dictionar
 
 
 def test_batches_and_pairs_alone_agree(lm: LM, three: list[Dictionary]) -> None:
-    together, alone = (Patching(lm, three, PAIRS, batch=batch) for batch in (4, 1))
+    together, alone = (Patching(lm, three[1:], PAIRS[1:], batch=batch) for batch in (4, 1))
     torch.testing.assert_close(together.values, alone.values, atol=1e-5, rtol=1e-4)
     for method in ("first-order", "integrated gradients"):
         a, b = (p.attribute(method, 3).nodes(positions=True) for p in (together, alone))  # type: ignore[arg-type]
@@ -399,7 +399,19 @@ def test_the_command_lists_nodes_with_names_and_agreement(
     nodes = json.loads(out.read_text())["nodes"]
     assert len(nodes) == 8 and all(node["exact"] is not None for node in nodes)
     assert {"site", "feature", "position", "effect", "exact", "name"} == set(nodes[0])
-    main(["attribute", str(folder), *asked, "--exact", "0", "--positions", "--no-mistaken"])
+    main(
+        [
+            "attribute",
+            str(folder),
+            *asked,
+            "--exact",
+            "0",
+            "--positions",
+            "--no-mistaken",
+            "--most",
+            "1",
+        ]
+    )
     assert "position" in capsys.readouterr().out
     for wrong, told in (
         (

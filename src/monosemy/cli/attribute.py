@@ -79,7 +79,8 @@ class Command:
             found = agreement(measured, strongest)
             console.print(
                 f"on the {found.nodes} strongest, {self.method} correlates with exact patching "
-                f"by {found.correlation:.2f}; {percent(found.same_sign)} have its sign"
+                f"by {found.correlation:.2f} (ranks {found.ranks:.2f}); "
+                f"{percent(found.same_sign)} have its sign"
             )
         if self.json is not None:
             told = {"pairs": self.pairs, "metric": self.metric, "method": self.method}

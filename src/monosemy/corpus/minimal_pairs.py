@@ -167,8 +167,8 @@ def _except() -> Iterator[MinimalPair]:
         forms, _VARIABLES, _VARIABLES, _MODULES, _METHODS, seed="except"
     ):
         if u != v:
-            given = [form.format(w=w, v=v, u=u, m=m, f=f) for w in ("try", "else")]
-            yield MinimalPair(*given, answer.format("except"), answer.format(wrong))
+            tried, not_tried = (form.format(w=w, v=v, u=u, m=m, f=f) for w in ("try", "else"))
+            yield MinimalPair(tried, not_tried, answer.format("except"), answer.format(wrong))
 
 
 def _quotes() -> Iterator[MinimalPair]:
