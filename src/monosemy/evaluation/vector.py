@@ -64,6 +64,11 @@ class VectorResult:
         if random is not None:
             told += f", random directions {random.change.value:+.2f}"
         told += "." if beats and change.low > 0 else "; that is not more than chance."
+        if beats and best.odds.wanted < 0:
+            told += (
+                f" Both sides became less likely, the wanted one by {-best.odds.wanted:.2f} nats: "
+                "look at smaller strengths."
+            )
         whole = self.whole.odds.change.value
         size = max(STEERED_SIZES)
         if CODES in self.by_features and whole > 0:
