@@ -130,8 +130,7 @@ def main():
             "",
             *cost_lines(main_table),
             "",
-            *(layer_lines(found) if len(found) > 1 else ()),
-            "",
+            *([*layer_lines(found), ""] if len(found) > 1 else ()),
             *difference_lines(main_table),
         ]
     )

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from monosemy.cli.dose import Command
 from monosemy.cli.main import main
-from monosemy.coders import Add
+from monosemy.coders import Add, Dictionary
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation.dose import (
@@ -313,8 +314,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, texts: lis
 
 
 def test_on_the_command_line(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from monosemy.coders import Dictionary
-
     feature = int(Dictionary.from_pretrained(saved).strength.argmax())
     asked = f"dose {saved} --feature {feature} --strengths 1 --count 2 --tokens 4"
     asked += " --neutral 200 --device cpu"
@@ -324,7 +323,9 @@ def test_on_the_command_line(saved: Path, capsys: pytest.CaptureFixture[str]) ->
     values = json.loads((saved / "dose.json").read_text())
     assert [dose["strength"] for dose in values["curves"][0]["doses"]] == [0, 1]
     assert len(values["prompts"]) == 2 and values["best"]["prefix"]["kl"]["value"] > 0
-    main(f"{asked} --later {saved} --target {feature}".split())
+    later = Reencoded(Dictionary.from_pretrained(saved), feature)
+    command = Command(saved, feature, later=saved, target=feature)
+    assert command._wanted(later.dictionary).name == later.name
     for wrong, told in {
         f"{asked} --concept returns": "return",
         f"{asked} --concept return --continuation x": "several effects",

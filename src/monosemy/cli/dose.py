@@ -83,10 +83,12 @@ class Command:
 
     def run(self) -> None:
         """Print the curve, those of a random direction and feature, and the best dose of each."""
+        self._check()
+        asked = self._prompts()
         dictionary, lm = open_dictionary(self.run_folder, self.model, self.device)
         wanted = self._wanted(dictionary)
         corpus = open_text(dictionary, self.data, self.column)
-        prompts = self._prompts() or [text.text for text in openings(corpus, self.count)]
+        prompts = asked or [text.text for text in openings(corpus, self.count)]
         neutral = Neutral(
             lm, dictionary.provenance.stream(lm, corpus, "held_out"), tokens=self.neutral
         )
@@ -126,7 +128,8 @@ class Command:
         write_text(path, json.dumps(values, indent=2) + "\n")
         console.print(f"written: {path}", style="dim")
 
-    def _wanted(self, dictionary: Dictionary) -> Wanted:
+    def _check(self) -> None:
+        """Refuse what does not go together, before a model is loaded."""
         asked = [self.concept, self.continuation or None, self.later]
         if sum(each is not None for each in asked) > 1:
             raise UserError(
@@ -134,6 +137,10 @@ class Command:
             )
         if (self.later is None) != (self.target is None):
             raise UserError("--later and --target go together", "give both or neither")
+        if self.concept is not None:
+            Concept(self.concept)
+
+    def _wanted(self, dictionary: Dictionary) -> Wanted:
         if self.concept is not None:
             return Concept(self.concept)
         if self.continuation:
