@@ -3,12 +3,13 @@
     python benchmarks/app.py [--quick] [--json FILE]
 
 A dictionary of 65,536 features has an index of 10 million tokens of the standard library's source.
-Its codes are random: a feature fires anywhere, on a share of tokens that falls as 1/rank (Zipf),
-32 features a token. Names, explanations, neighbours and logit weights are random too, and there
-for every feature, so that its page has everything to show. The server runs in a process of its
-own; pages of random features are asked for one after the other over one connection, and timed
-here, from asking to the last byte. The first page is timed in headless Chromium, freshly started:
-from the navigation to the load event or the first contentful paint, whichever is later.
+Its codes are random, and repeat every million tokens: a feature fires anywhere, on a share of
+tokens that falls as 1/rank (Zipf), 32 features a token. Names, explanations, neighbours and logit
+weights are random too, and there for every feature, so that its page has everything to show. The
+server runs in a process of its own; pages of random features are asked for one after the other
+over one connection, and timed here, from asking to the last byte. The first page is timed in
+headless Chromium, freshly started: from the navigation to the load event or the first contentful
+paint, whichever is later.
 """
 
 import http.client
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from browser import BROWSER, Browser
 
 CONTEXT, L0, DENSEST = 128, 32, 0.3
+DRAWN = 4  # parts of 250,000 tokens of different codes; an index repeats them
 PORT = 8460
 LENSES = ("logits", "logits_without_norm", "reads", "writes")
 MOMENTS = ("mean", "std", "skewness", "kurtosis")
@@ -143,9 +146,11 @@ def make_run(run, width, tokens):
     dictionary.save_pretrained(run / "dictionary")
     text, rng = real_text(corpus), np.random.default_rng(0)
     density = zipf(width)
+    drawn = [random_part(text, density, rng) for _ in range(DRAWN)]
     parts, n_tokens = [], 0
     while n_tokens < tokens:
-        part = random_part(text, f"{len(parts)}/", density, rng)
+        part = drawn[len(parts) % DRAWN]
+        part = replace(part, names=[f"{len(parts)}/{name}" for name in text.names])
         n = int(part.columns["counted"].sum())
         folder = run / f"part-{len(parts)}"
         part.save(folder, {"n_tokens": n, "place": {}, "complete": True})
@@ -194,7 +199,7 @@ def zipf(width):
     return np.random.default_rng(0).permutation(density)
 
 
-def random_part(text, prefix, density, rng):
+def random_part(text, density, rng):
     """Return a part in which features fire at random."""
     columns, width = text.columns(), len(density)
     counted = np.flatnonzero(columns["counted"])
@@ -209,7 +214,7 @@ def random_part(text, prefix, density, rng):
         rng.normal(0, 1, (width, 12)).astype(np.float32),
     )
     entries = Entries(offsets, counted[places].astype(np.int32), values)
-    return Part(entries, misses, columns, [prefix + name for name in text.names], text.texts)
+    return Part(entries, misses, columns, text.names, text.texts)
 
 
 def add_meaning(index, n_words, rng):
