@@ -18,12 +18,12 @@ from torch import Tensor
 
 from monosemy.activations import counted_activations
 from monosemy.artefact import MANIFEST
-from monosemy.coders import Dictionary, attach, diagnose
+from monosemy.coders import Clamp, Dictionary, attach, diagnose
 from monosemy.corpus import Corpus, TokenBatch, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import SuiteResult, baselines, evaluate
 from monosemy.interpret import build_features, logit_lens
-from monosemy.intervene import compare
+from monosemy.intervene import FeatureEdit
 from monosemy.lm import LM
 from monosemy.report import report_run
 
@@ -363,10 +363,10 @@ def test_directions_outside_the_residual_stream_have_no_logit_lens(
     assert view.exemplars and not view.promoted and not view.suppressed
 
 
-def test_steering_is_refused_with_the_way_round_it(transcoder: Dictionary, lm: LM) -> None:
+def test_steering_is_refused_with_the_way_round_it(transcoder: Dictionary) -> None:
     feature = int(transcoder.strength.argmax())
     with pytest.raises(UserError, match=f"fire at `{INPUT}` and write at `{TARGET}`") as caught:
-        compare(lm, transcoder, feature=feature, scale=1.0, prompt="def")
+        FeatureEdit(transcoder, [Clamp({feature: 1.0})])
     assert "lm.edit" in caught.value.hint
     with pytest.raises(UserError, match="transcoder"):
         transcoder.steer(torch.zeros(1, 2, transcoder.d_out), feature=feature, scale=1.0)
