@@ -165,7 +165,7 @@ def changed(
     """
     named = list(dict.fromkeys(f for change in changes for f in change.features))
     code = coder.encode_sparse(x)
-    now = _activations(code.tokens, code.indices, code.values, len(x), coder.width, named)
+    now = code.columns(named)
     z = Touched(dict(zip(named, now.unbind(1), strict=True)), strength)
     for change in changes:
         change.apply(z)
@@ -184,15 +184,3 @@ def changed(
         axes = torch.linalg.qr(coder.W_dec[leaving].T).Q
         out = out - (out @ axes) @ axes.T
     return out
-
-
-def _activations(
-    tokens: Tensor, indices: Tensor, values: Tensor, count: int, width: int, features: list[int]
-) -> Float[Tensor, "tokens features"]:
-    """Return the activations of some features, dense."""
-    column = torch.full((width,), -1, device=indices.device)
-    column[features] = torch.arange(len(features), device=indices.device)
-    column = column[indices]
-    there = column >= 0
-    zeros = values.new_zeros(count, len(features))
-    return zeros.index_put((tokens[there], column[there]), values[there])

@@ -6,8 +6,10 @@ thresholds alike. Decoding touches active entries only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -70,6 +72,15 @@ class Code:
     def dense(self) -> Float[Tensor, "tokens width"]:
         """Return the whole matrix."""
         return self.support.dense(self.values)
+
+    def columns(self, features: Sequence[int]) -> Float[Tensor, "tokens features"]:
+        """Return the activations of some features, dense; gradients flow."""
+        place = torch.full((self.width,), -1, device=self.indices.device)
+        place[features] = torch.arange(len(features), device=place.device)
+        column = place[self.indices]
+        there = column >= 0
+        zeros = self.values.new_zeros(self.support.n_tokens, len(features))
+        return zeros.index_put((self.tokens[there], column[there]), self.values[there])
 
     def decode(self, W_dec: Float[Tensor, "width d"]) -> Float[Tensor, "tokens d"]:
         """Return the sum of each token's features' directions, times their activations."""

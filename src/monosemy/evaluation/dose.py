@@ -22,8 +22,8 @@ from monosemy.corpus import parsable_part
 from monosemy.errors import UserError
 from monosemy.evaluation.neutral import Neutral, Steering
 from monosemy.evaluation.wanted import Sample, Wanted, log_probabilities
-from monosemy.intervene import FeatureEdit
-from monosemy.lm import LM, Edit
+from monosemy.intervene import FeatureEdit, VectorEdit
+from monosemy.lm import LM
 from monosemy.metrics import bootstrap_weights, interval, weighted_means
 from monosemy.metrics.diversity import distinct_n
 from monosemy.metrics.table import MetricValue
@@ -79,7 +79,7 @@ def pushing(name: str, hookpoint: str, vector: Float[Tensor, " d"]) -> Family:
 
     At every token of text, special ones and padding excepted.
     """
-    return Family(name, hookpoint, lambda strength: _Push(hookpoint, strength * vector))
+    return Family(name, hookpoint, lambda strength: VectorEdit(hookpoint, vector, strength))
 
 
 def random_direction(dictionary: Dictionary, feature: int, seed: int = 0) -> Family:
@@ -104,18 +104,6 @@ def random_feature(dictionary: Dictionary, but: int, seed: int = 0) -> Family:
         raise UserError("no other feature ever fires", "choose another dictionary")
     generator = torch.Generator().manual_seed(seed)
     return raising(dictionary, int(others[torch.randint(len(others), (), generator=generator)]))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Push:
-    hookpoint: str
-    vector: Float[Tensor, " d"]
-
-    def hooks(self, lm: LM) -> dict[str, Edit]:
-        def push(x: Tensor, tokens: Tensor | None) -> Tensor:
-            return torch.where(lm.call.text(x)[..., None], x + self.vector.to(x), x)
-
-        return {self.hookpoint: push}
 
 
 @dataclass(frozen=True, slots=True)

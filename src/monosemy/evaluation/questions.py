@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torch.nn.utils.rnn import pad_sequence
 
 from monosemy.corpus import Question
 from monosemy.evaluation.result import Judgement, Table, judge
 from monosemy.evaluation.subject import Subject
-from monosemy.lm import LM, Edit
+from monosemy.lm import LM, Edit, padded_right
 from monosemy.metrics import bootstrap_weights, interval
 from monosemy.metrics.table import Better, MetricRow, MetricValue
 
@@ -111,12 +110,10 @@ def answered(lm: LM, questions: Sequence[Question]) -> Bool[np.ndarray, " questi
 
 def _log_likelihood(lm: LM, rows: list[torch.Tensor], starts: list[int]) -> torch.Tensor:
     """Return that of each row from a token on."""
-    tokens = pad_sequence(rows, batch_first=True)
-    at = torch.arange(tokens.shape[1])
-    ends = torch.tensor([len(row) for row in rows])[:, None]
-    logits = lm.logits(tokens, attention_mask=at < ends).cpu().float()
+    tokens, mask = padded_right(rows)
+    logits = lm.logits(tokens, attention_mask=mask).cpu().float()
     each = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-    counted = (at >= torch.tensor(starts)[:, None]) & (at < ends)
+    counted = (torch.arange(tokens.shape[1]) >= torch.tensor(starts)[:, None]) & mask
     return (each * counted[:, 1:]).sum(1)
 
 

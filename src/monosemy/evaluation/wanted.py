@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from monosemy.coders import Dictionary
 from monosemy.corpus import CONCEPTS, parsable_part, syntax_spans
 from monosemy.errors import UserError, nearest
-from monosemy.lm import LM, Continuation
+from monosemy.lm import LM, Continuation, padded_right
 
 ROWS = 64
 """Texts read in one pass."""
@@ -173,9 +172,7 @@ def reading(
     for first in range(0, len(rows), ROWS):
         some = [row.to(lm.device) for row in rows[first : first + ROWS]]
         begun = torch.tensor(starts[first : first + ROWS], device=lm.device)
-        lengths = torch.tensor([len(row) for row in some], device=lm.device)[:, None]
-        tokens = pad_sequence(some, batch_first=True)
+        tokens, mask = padded_right(some)
         place = torch.arange(tokens.shape[1], device=lm.device)
-        mask = place < lengths
         with lm.prompted(begun):
             yield tokens, mask, mask & (place >= begun[:, None])

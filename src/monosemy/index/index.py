@@ -430,8 +430,8 @@ class Index:
 
     @cached_property
     def _own_lm(self) -> LM:
-        provenance = self._own_dictionary.provenance
-        return LM(provenance.model, revision=provenance.revision)
+        made_with = self.manifest["provenance"]
+        return LM(made_with["model"], revision=made_with.get("revision"))
 
     def search(self, words: str, count: int = 50) -> list[Found]:
         """Return features whose names or strongest contexts hold all of some words, best first.

@@ -9,14 +9,14 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from monosemy.activations import counted_activations
 from monosemy.corpus import Choice, Corpus, Part, TokenBatch, TokenStream
 from monosemy.errors import UserError
 from monosemy.intervene.positions import Positions
-from monosemy.lm import LM
+from monosemy.lm import LM, padded_right
 
 Sided = tuple[Mapping[str, Tensor], Tensor]
 """Activations of tokens at hook points, name -> [tokens, d], fp32; and a weight for each token,
@@ -141,7 +141,7 @@ class PairSides:
         answers = {id(answer.ids): answer for answer in self._answers}
         for texts in _batches([answer.ids for answer in self._answers], _TOKENS_AT_ONCE):
             rows = [answers[id(ids)] for ids in texts]
-            tokens, mask = _padded(texts)
+            tokens, mask = padded_right(list(map(torch.tensor, texts)))
             ends = torch.tensor([(row.start, row.end) for row in rows])
             at = torch.arange(tokens.shape[1])
             own = (at >= ends[:, :1]) & (at < ends[:, 1:])
@@ -166,7 +166,7 @@ class PairSides:
         vocabulary = self.lm.config.get_text_config().vocab_size
         every = np.zeros(len(self._answers))
         for texts in _batches([*read], min(_LOGITS_AT_ONCE // vocabulary, _TOKENS_AT_ONCE)):
-            tokens, mask = _padded(texts)
+            tokens, mask = padded_right(list(map(torch.tensor, texts)))
             prompts = [self._answers[read[text][0]].prompt for text in texts]
             with self.lm.prompted(torch.tensor(prompts)):
                 logits = self.lm.logits(tokens, attention_mask=mask)
@@ -322,17 +322,6 @@ def _batches(texts: Sequence[_Text], tokens: int) -> Iterator[list[_Text]]:
             batch = []
         batch.append(text)
     yield batch
-
-
-def _padded(
-    texts: Sequence[Sequence[int]],
-) -> tuple[Int[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
-    """Return tokens, padded at the end, and which are none of the padding."""
-    longest = max(map(len, texts))
-    tokens = torch.zeros(len(texts), longest, dtype=torch.long)
-    for row, text in zip(tokens, texts, strict=True):
-        row[: len(text)] = torch.tensor(text)
-    return tokens, torch.arange(longest) < torch.tensor([[len(text)] for text in texts])
 
 
 def _log_softmax_at(

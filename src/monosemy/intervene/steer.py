@@ -115,7 +115,6 @@ def clamped(lm: LM, dictionary: Dictionary, scales: Mapping[int, float]) -> Iter
     Raises:
         UserError: no such feature, one that never fired, or a transcoder.
     """
-    dictionary.targets(scales)
     with lm.edit(FeatureEdit(dictionary, [Clamp(scales)])):
         yield
 

@@ -41,14 +41,13 @@ class Call:
     mask: Int[Tensor, "batch all_time"] | None = None
     before: int | None = 0
     prompt: PromptLength | None = None
-    special: frozenset[int] = frozenset()
+    special: Int[Tensor, " special"] | None = None
 
     def text(self, x: Float[Tensor, "batch time d"]) -> Bool[Tensor, "batch time"]:
         """Return where the text is: not special tokens, not padding; all where no ids are known."""
         text = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        if self.tokens is not None:
-            special = torch.tensor(sorted(self.special), dtype=torch.long, device=x.device)
-            text &= ~torch.isin(self.tokens.to(x.device), special)
+        if self.tokens is not None and self.special is not None:
+            text &= ~torch.isin(self.tokens, self.special.to(self.tokens.device)).to(x.device)
         mask = self._two_dimensional()
         if mask is not None:
             text &= mask[:, -x.shape[1] :].to(x.device).bool()
@@ -172,7 +171,7 @@ class Editor:
                 handle.remove()
 
     @contextmanager
-    def seeing_calls(self, special: frozenset[int]) -> Iterator[None]:
+    def seeing_calls(self, special: Int[Tensor, " special"]) -> Iterator[None]:
         """Know what each forward call is given while the block runs."""
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -420,8 +420,9 @@ class LM:
         """
         maps = [edit if isinstance(edit, Mapping) else edit.hooks(self) for edit in edits]
         resolved = [(self.hookpoint(n).path, edit) for m in maps for n, edit in m.items()]
+        special = torch.tensor(sorted(self.special_ids), dtype=torch.long, device=self.device)
         with ExitStack() as stack:
-            stack.enter_context(self._editor.seeing_calls(self.special_ids))
+            stack.enter_context(self._editor.seeing_calls(special))
             for path, edit in resolved:
                 stack.enter_context(self._editor.editing(path, edit))
             yield

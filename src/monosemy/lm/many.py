@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor
 
 
@@ -42,6 +43,15 @@ def padded_left(
         tokens[number, longest - len(row) :] = row
         mask[number, longest - len(row) :] = 1
     return tokens, mask
+
+
+def padded_right(
+    rows: Sequence[Int[Tensor, " _"]],
+) -> tuple[Int[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
+    """Return rows of ids with zeros behind, and which are none of these."""
+    tokens = pad_sequence(list(rows), batch_first=True)
+    ends = torch.tensor([[len(row)] for row in rows], device=tokens.device)
+    return tokens, torch.arange(tokens.shape[1], device=tokens.device) < ends
 
 
 def upto_end(tokens: Int[Tensor, " time"], start: int, ends: Sequence[int]) -> Int[Tensor, " kept"]:

@@ -327,25 +327,11 @@ def classify(
     numbers = {name: torch.cat(parts) for name, parts in groups.items()}
     explained: dict[str, list[Tensor]] = {name: [] for name in numbers}
     for some in features.split(max(_CHUNK // len(numbers["token"]), 1)):
-        z = _activations(codes, some)
+        z = torch.cat([code.columns(some.tolist()).cpu() for code in codes])
         for name, parts in explained.items():
             parts.append(variance_explained(z, numbers[name]) > EXPLAINED)
     columns += [torch.cat(explained[name]) for name in ("position", "token", "document")]
     return torch.stack(columns, 1)
-
-
-def _activations(codes: list[Code], features: Int[Tensor, " n"]) -> Float[Tensor, "tokens n"]:
-    """Return the activations of some features as a dense matrix."""
-    parts = []
-    for code in codes:
-        column = torch.full((code.width,), -1)
-        column[features] = torch.arange(len(features))
-        columns = column[code.indices.cpu()]
-        mine = columns >= 0
-        z = torch.zeros(code.support.n_tokens, len(features))
-        z[code.tokens.cpu()[mine], columns[mine]] = code.values.cpu()[mine]
-        parts.append(z)
-    return torch.cat(parts)
 
 
 def _axes(sample: Float[Tensor, "tokens d"]) -> Float[Tensor, "d axes"]:
