@@ -17,7 +17,7 @@ from monosemy.corpus.minimal_pairs import minimal_pairs
 from monosemy.errors import UserError
 from monosemy.index import Index
 from monosemy.intervene import ERROR, Node, NodeEffects, Patching, agreement, fitting
-from monosemy.intervene.nodes import Site
+from monosemy.intervene.nodes import Features
 from monosemy.intervene.patching import Method, Metric, Receiver
 from monosemy.intervene.prompts import Unequal
 from monosemy.lm import LM
@@ -69,7 +69,7 @@ class Command:
         measured = patching.exact(strongest.nodes[: self.exact]) if self.exact else None
         labels = {
             site.name: _names(folder)
-            for site, folder in zip(map(Site, dictionaries), self.run_folders, strict=True)
+            for site, folder in zip(map(Features, dictionaries), self.run_folders, strict=True)
         }
         rows = [_row(node, strongest, measured, labels) for node in strongest.nodes]
         console.print(_table(rows[: self.top], self.positions))

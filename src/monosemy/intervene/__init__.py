@@ -1,5 +1,7 @@
 """Interventions: turn features up and down and see what they cause."""
 
+from monosemy.intervene.circuits import Circuit, carried, find_circuit, predicted
+from monosemy.intervene.edges import Edge, edges
 from monosemy.intervene.edits import FeatureEdit
 from monosemy.intervene.nodes import ERROR, Effects, Node, NodeEffects, agreement
 from monosemy.intervene.pair import SteeringPair, Written
@@ -13,6 +15,8 @@ from monosemy.intervene.words import parse_change, parse_positions
 
 __all__ = [
     "ERROR",
+    "Circuit",
+    "Edge",
     "Effects",
     "FeatureEdit",
     "Firing",
@@ -29,10 +33,14 @@ __all__ = [
     "VectorEdit",
     "Written",
     "agreement",
+    "carried",
     "clamped",
+    "edges",
+    "find_circuit",
     "fitting",
     "parse_change",
     "parse_positions",
+    "predicted",
     "steer",
     "touched_by",
     "write_both",

@@ -1,16 +1,18 @@
 """Nodes: features of dictionaries at several hook points, and what each dictionary leaves over.
 
-A site is a dictionary in a model. What it explains is, token by token,
+A site is a place in a model, most often with a dictionary. What that explains is, token by token,
 
     y = z W_dec + b_dec + err
 
 so that a feature writes z_i d_i, and whatever features and bias do not write is the error term (of
 a transcoder with a linear path, that path too). Nodes of one site add up to y, wherever they come
-from. Only places where a feature fires are ever held.
+from. Only places where a feature fires are ever held. Where there is no dictionary, nodes are the
+channels of activations, and nothing is left over.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +23,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from monosemy.coders import Code, Dictionary
+from monosemy.coders.dictionary import check_feature
 from monosemy.coders.support import SparseSupport, dot
 from monosemy.errors import UserError
+from monosemy.lm import LM
 
 ERROR = -1
 """In place of a feature's number: the error term."""
@@ -38,46 +42,85 @@ class Node(NamedTuple):
     """Counted from the end, -1 the last token; None: all."""
 
 
-class Site:
-    """A dictionary in a model: it reads activations at `here` and explains those at `there`."""
+class Site(ABC):
+    """A place in a model that nodes explain: read at `here`, written at `there`.
 
-    def __init__(self, dictionary: Dictionary) -> None:
-        self.dictionary = dictionary
-        self.here, self.there = dictionary.hookpoint, dictionary.explains
-        self.name = self.here if self.here == self.there else f"{self.here} -> {self.there}"
+    Attributes:
+        here: hook point.
+        there: hook point.
+        W_dec: [width, d_out], directions of features.
+        bias: [d_out], what is there when no feature fires and nothing is left over.
+    """
+
+    def __init__(self, here: str, there: str, W_dec: Tensor, bias: Tensor) -> None:
+        self.here, self.there, self.W_dec, self.bias = here, there, W_dec, bias
+
+    @property
+    def name(self) -> str:
+        """Hook point, of a transcoder `input -> target`."""
+        return self.here if self.here == self.there else f"{self.here} -> {self.there}"
 
     @property
     def width(self) -> int:
         """Number of features."""
-        return self.dictionary.width
+        return len(self.W_dec)
 
-    @property
-    def W_dec(self) -> Float[Tensor, "width d_out"]:
-        """Their directions."""
-        return self.dictionary.coder.W_dec.detach()
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "rows d_in"]) -> Code:
+        """Return which features fire; gradients flow."""
 
     @torch.no_grad()
     def state(self, x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> State:
         """Return what the site holds, from its input and what it explains."""
-        return State(y.detach().float(), self.dictionary.coder.encode_sparse(x.detach().float()))
+        return State(y.detach().float(), self.encode(x.detach().float()))
 
-    @torch.no_grad()
     def nothing(self, rows: int) -> State:
         """Return the site with no feature firing and nothing left over."""
-        bias = self.dictionary.coder.b_dec.detach().float()
-        none = torch.zeros(0, dtype=torch.long, device=bias.device)
+        none = torch.zeros(0, dtype=torch.long, device=self.bias.device)
         support = SparseSupport.from_places(none, none, rows, self.width)
-        return State(bias.expand(rows, -1), Code(bias.new_zeros(0), support))
+        return State(self.bias.expand(rows, -1), Code(self.bias.new_zeros(0), support))
 
 
-def sites_of(dictionaries: Iterable[Dictionary]) -> dict[str, Site]:
-    """Return sites by name.
+class Features(Site):
+    """A dictionary in a model."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self._coder = coder = dictionary.coder
+        W_dec, bias = coder.W_dec.detach(), coder.b_dec.detach().float()
+        super().__init__(dictionary.hookpoint, dictionary.explains, W_dec, bias)
+
+    def encode(self, x: Float[Tensor, "rows d_in"]) -> Code:
+        """Return which features fire; gradients flow."""
+        return self._coder.encode_sparse(x)
+
+
+class Neurons(Site):
+    """A hook point without a dictionary: each channel of its activations is a node."""
+
+    def __init__(self, lm: LM, hookpoint: str) -> None:
+        """Find the hook point.
+
+        Raises:
+            UserError: unknown hook point.
+        """
+        width = lm.hookpoint(hookpoint).width
+        eye, zeros = torch.eye(width, device=lm.device), torch.zeros(width, device=lm.device)
+        super().__init__(hookpoint, hookpoint, eye, zeros)
+
+    def encode(self, x: Float[Tensor, "rows d_in"]) -> Code:
+        """Return every channel, as a code; gradients flow."""
+        return Code.from_mask(x, torch.ones_like(x, dtype=torch.bool))
+
+
+def sites_of(lm: LM, asked: Iterable[Dictionary | str]) -> dict[str, Site]:
+    """Return sites by name: dictionaries', or at hook points those of neurons.
 
     Raises:
-        UserError: there are none, or two have one name.
+        UserError: there are none, two have one name, or an unknown hook point.
     """
     sites: dict[str, Site] = {}
-    for site in map(Site, dictionaries):
+    for one in asked:
+        site = Neurons(lm, one) if isinstance(one, str) else Features(one)
         if site.name in sites:
             raise UserError(
                 f"two dictionaries at `{site.name}`", "nodes are of one dictionary a hook point"
@@ -180,7 +223,7 @@ def check_nodes(nodes: Iterable[Node], sites: Mapping[str, Site]) -> None:
         if node.site not in sites:
             raise UserError(f"no site `{node.site}`", f"there are: {', '.join(sites)}")
         if node.feature != ERROR:
-            sites[node.site].dictionary.check_feature(node.feature)
+            check_feature(node.feature, sites[node.site].width)
         if node.position is not None and node.position >= 0:
             raise UserError(
                 f"position {node.position}", "count from the end: -1 is the last token of a prompt"
@@ -274,10 +317,15 @@ class NodeEffects:
 
     def strongest(self, count: int) -> NodeEffects:
         """Return the nodes of the largest mean effect, up or down, in that order."""
-        order = self.mean.abs().sort(descending=True, stable=True).indices[:count]
-        return NodeEffects(
-            [self.nodes[i] for i in order.tolist()], self.mean[order], self.size[order]
-        )
+        return self._at(self.mean.abs().sort(descending=True, stable=True).indices[:count])
+
+    def above(self, threshold: float) -> NodeEffects:
+        """Return the nodes whose mean effect, up or down, is at least a threshold."""
+        return self._at((self.mean.abs() >= threshold).nonzero()[:, 0])
+
+    def _at(self, places: Int[Tensor, " some"]) -> NodeEffects:
+        kept = [self.nodes[i] for i in places.tolist()]
+        return NodeEffects(kept, self.mean[places], self.size[places])
 
 
 class Agreement(NamedTuple):

@@ -57,7 +57,7 @@ position, from the end, over the corrupted prompts (over the clean ones, where t
 
 STEPS = 10
 """Of integrated gradients."""
-_AT_ONCE = 256
+AT_ONCE = 256
 """Rows of text in one pass."""
 
 
@@ -67,7 +67,7 @@ class Patching:
     def __init__(
         self,
         lm: LM,
-        dictionaries: Sequence[Dictionary],
+        dictionaries: Sequence[Dictionary | str],
         pairs: Iterable[MinimalPair],
         *,
         metric: Metric = "logit difference",
@@ -80,7 +80,8 @@ class Patching:
 
         Args:
             lm: the model.
-            dictionaries: one a hook point; transcoders too.
+            dictionaries: one a hook point; transcoders too. A hook point by its name stands for
+                its neurons.
             pairs: with a corrupted side or without.
             metric: what effects are measured in.
             receiver: which side's run is patched, with what the other side holds: `clean` asks
@@ -97,13 +98,13 @@ class Patching:
         for asked, kind in ((metric, Metric), (receiver, Receiver), (donor, Donor)):
             if asked not in (None, *get_args(kind)):
                 raise UserError(f"no `{asked}`", f"allowed: {', '.join(get_args(kind))}")
-        self.sites = sites_of(dictionaries)
+        self.sites = sites_of(lm, dictionaries)
         self.prompts = tokenise(lm, pairs, unequal)
         one_sided = self.prompts.corrupted is None
         self.donor = donor or ("zero" if one_sided else "other side")
         self._check_sides()
         for dictionary in dictionaries:
-            if dictionary.fingerprint is not None:
+            if isinstance(dictionary, Dictionary) and dictionary.fingerprint is not None:
                 attach(dictionary, lm)
 
     def _check_sides(self) -> None:
@@ -136,7 +137,7 @@ class Patching:
         if self.prompts.corrupted is None:
             raise UserError("the pairs have no corrupted side", "nodes are set to zero instead")
 
-        def other(runs: _Runs) -> Tensor:
+        def other(runs: Runs) -> Tensor:
             read = runs.batch.clean if self.receiver == "corrupted" else runs.batch.corrupted
             assert read is not None
             logits = self.lm.logits(read.tokens, attention_mask=read.mask, last=1)
@@ -149,7 +150,7 @@ class Patching:
         found = {}
         for name, (y, z) in self._means.items():
             mine = z[places.position]
-            found[name] = State(y[places.position], Code.from_mask(mine, mine > 0))
+            found[name] = State(y[places.position], Code.from_mask(mine, mine != 0))
         return found
 
     @cached_property
@@ -197,7 +198,7 @@ class Patching:
         found: list[_Entries] = []
         work = len(self) * (1 if method == "first-order" else len(self.sites))
         with Task("attribution", work, "pairs") as task:
-            for runs in self._runs():
+            for runs in self.runs():
                 if method == "first-order":
                     gradients = runs.gradients()
                     task.advance(len(runs.batch.pairs))
@@ -229,7 +230,7 @@ class Patching:
             by_site[node.site].append(number)
         effects = torch.zeros(len(asked), len(self))
         with Task("patching", len(asked) * len(self), "patches") as task:
-            for runs in self._runs():
+            for runs in self.runs():
                 for name, numbers in by_site.items():
                     some = [asked[number] for number in numbers]
                     found = runs.each_alone(runs.deltas[name], some).cpu()
@@ -250,19 +251,36 @@ class Patching:
         Raises:
             UserError: as `exact`.
         """
-        asked = list(nodes)
-        check_nodes(asked, self.sites)
-        return self._gather(lambda runs: runs.together(asked, others))
+        return self.patched_each([(list(nodes), others)])[0]
+
+    def patched_each(
+        self, asked: Sequence[tuple[Sequence[Node], bool]]
+    ) -> Float[Tensor, "asked pairs"]:
+        """Return what `patched` does for each of several sets of nodes; pairs are read once.
+
+        Raises:
+            UserError: as `exact`.
+        """
+        for nodes, _ in asked:
+            check_nodes(nodes, self.sites)
+        found = torch.zeros(len(asked), len(self))
+        with Task("patching", len(asked) * len(self), "pairs") as task:
+            for runs in self.runs():
+                for number, (nodes, others) in enumerate(asked):
+                    found[number, runs.batch.pairs] = runs.together(nodes, others).cpu()
+                    task.advance(len(runs.batch.pairs))
+        return found
 
     # --- passes -----------------------------------------------------------------------------
 
-    def _runs(self) -> Iterator[_Runs]:
+    def runs(self) -> Iterator[Runs]:
+        """Yield both sides' runs, batch by batch."""
         for batch in self.prompts.batches(self.lm, self.batch):
-            yield _Runs.of(self, batch)
+            yield Runs.of(self, batch)
 
-    def _gather(self, measure: Callable[[_Runs], Tensor]) -> Float[Tensor, " pairs"]:
+    def _gather(self, measure: Callable[[Runs], Tensor]) -> Float[Tensor, " pairs"]:
         found = torch.zeros(len(self))
-        for runs in self._runs():
+        for runs in self.runs():
             found[runs.batch.pairs] = measure(runs).cpu()
         return found
 
@@ -284,7 +302,7 @@ def _entries(number: int, delta: Delta, g: Tensor, places: Places) -> _Entries:
 
 
 @dataclass(eq=False)
-class _Runs:
+class Runs:
     """A batch of pairs: the receiving run as it is, and what changes to the donor's."""
 
     of_all: Patching
@@ -300,7 +318,7 @@ class _Runs:
     """Of the receiving run."""
 
     @classmethod
-    def of(cls, patching: Patching, batch: Batch) -> _Runs:
+    def of(cls, patching: Patching, batch: Batch) -> Runs:
         """Run both sides, as far as they are needed."""
         lm, sites, donor = patching.lm, patching.sites, patching.donor
         receiving = batch.clean if patching.receiver == "clean" else batch.corrupted
@@ -371,7 +389,7 @@ class _Runs:
         total = torch.zeros_like(whole)
         each = torch.arange(batch, device=text.device)
         shares = (torch.arange(steps, device=text.device) + 0.5) / steps
-        for some in shares.split(max(_AT_ONCE // batch, 1)):
+        for some in shares.split(max(AT_ONCE // batch, 1)):
             rows = each.repeat(len(some))
             by = some.repeat_interleave(batch)
             put: list[Tensor] = []
@@ -388,15 +406,15 @@ class _Runs:
     def each_alone(self, delta: Delta, nodes: Sequence[Node]) -> Float[Tensor, "nodes batch"]:
         """Return the effect of each of a site's nodes in each pair."""
         replay, site = self._replay(delta.site), delta.site
-        row, value, direction, node = self._writes(delta, nodes)
+        row, value, direction, node = self.writes(delta, nodes)
         effects = torch.zeros(len(nodes), len(self.batch.pairs), device=row.device)
         of_pair = self.places.row[row]
         runs, where = (node * effects.shape[1] + of_pair).unique(return_inverse=True)
         column = self.places.position[row] + self.batch.text.shape[1]
         directions = torch.cat([site.W_dec, delta.error])
-        for first in range(0, len(runs), _AT_ONCE):
-            mine = (where >= first) & (where < first + _AT_ONCE)
-            some = runs[first : first + _AT_ONCE]
+        for first in range(0, len(runs), AT_ONCE):
+            mine = (where >= first) & (where < first + AT_ONCE)
+            some = runs[first : first + AT_ONCE]
             pairs = some % effects.shape[1]
             added = delta.y.new_zeros(len(some), self.batch.text.shape[1], delta.y.shape[1])
             added.index_put_(
@@ -410,7 +428,7 @@ class _Runs:
             effects.view(-1)[some] = moved
         return effects
 
-    def _writes(self, delta: Delta, nodes: Sequence[Node]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def writes(self, delta: Delta, nodes: Sequence[Node]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what nodes change: row, amount, direction, and which node; error terms by row.
 
         Directions are the dictionary's, and after them each row's error term.
