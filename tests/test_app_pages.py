@@ -33,12 +33,12 @@ from monosemy.app.feature_map import clusters, kinds_of_text, points, read_map
 from monosemy.app.prompt import read_prompt
 from monosemy.app.runs import OpenRun
 from monosemy.app.steer import parse_scales
-from monosemy.coders import Dictionary, make_coder
+from monosemy.coders import Clamp, Dictionary, make_coder
 from monosemy.corpus import open_corpus
 from monosemy.errors import UserError
 from monosemy.index import build_index
 from monosemy.interpret import write_kinds
-from monosemy.intervene import clamped, write_both
+from monosemy.intervene import FeatureEdit, clamped, write_both
 from monosemy.lm import LM
 from monosemy.metrics.diversity import distinct_n
 from monosemy.training import train
@@ -420,13 +420,18 @@ def test_errors_of_the_model_end_the_stream_with_a_sentence(site: Site) -> None:
     assert status == 400 and json.loads(text)["error"] == "there is no feature 96"
 
 
-def test_a_transcoder_is_refused_in_words(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    dictionary = site.runs["run-0"].dictionary
-    changed = replace(dictionary.provenance, target="layers.2")
+def test_a_transcoder_steers_where_it_writes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = site.runs["run-0"]
+    dictionary, feature = run.dictionary, strong(run)[0]
+    changed = replace(dictionary.provenance, target="layers.2.mlp")
     monkeypatch.setattr(dictionary, "provenance", changed)
-    for address, form in (("/run-0/steer", None), ("/run-0/steer/text", {"prompt": "x"})):
-        status, page, _ = site.ask(address, form)
-        assert status == 400 and "is a transcoder" in page
+    assert site.ask(f"/run-0/steer?features={feature}:4")[0] == 200
+    lines = site.stream("run-0", prompt=PROMPT, features=f"{feature}:4", tokens=6)
+    edit = FeatureEdit(dictionary, [Clamp({feature: 4.0})])
+    assert [*edit.hooks(run.lm)] == ["layers.1", "layers.2.mlp"]
+    with run.lm.edit(edit):
+        expected = run.lm.generate(PROMPT, max_new_tokens=6)
+    assert [line["text"] for line in lines if line.get("side") == "steered"][-1] == expected
 
 
 def test_features_to_steer_by_are_found_by_number_and_by_words(site: Site) -> None:

@@ -55,10 +55,10 @@ class Asked:
         """Read an address or a form.
 
         Raises:
-            UserError: a field is not allowed, a feature is not there or cannot be steered by.
+            UserError: a field is not allowed, a feature is not there or never fired.
         """
         scales = parse_scales(asked.get("features", ""))
-        run.dictionary.targets(scales)
+        run.dictionary.check_scales(scales)
         return cls(
             scales,
             text(asked, "prompt"),
@@ -95,7 +95,6 @@ def parse_scales(features: str) -> dict[int, float]:
 @router.get("/steer")
 def steer(request: Request, run: ThisRun) -> Response:
     """Show the form, filled in as the address says; a script asks for the text."""
-    run.dictionary.check_steerable()
     asked = Asked.read(request.query_params, run)
     return page(
         "steer.html",
@@ -115,7 +114,7 @@ def steer(request: Request, run: ThisRun) -> Response:
 def features(run: ThisRun, q: str = "") -> Response:
     """Return features by number or by words, for the form: those that can be steered by."""
     if q.strip().isdecimal():
-        run.dictionary.targets({int(q): 1.0})
+        run.dictionary.check_scales({int(q): 1.0})
         found = [int(q)]
     else:
         found = [hit.feature for hit in run.features.index.search(q, 4 * _FOUND)]
@@ -131,7 +130,6 @@ def write(run: ThisRun, form: Form) -> Response:
     token with all that is written so far, and at the end `{"said": ..., "figures": [...]}` or
     `{"error": ..., "hint": ...}`. Whoever hangs up stops the model.
     """
-    run.dictionary.check_steerable()
     asked = Asked.read(form, run)
     lines = _lines(run, asked)
     return StreamingResponse(lines, media_type="application/x-ndjson")

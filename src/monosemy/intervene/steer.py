@@ -113,7 +113,7 @@ def clamped(lm: LM, dictionary: Dictionary, scales: Mapping[int, float]) -> Iter
         scales: feature -> strength, in multiples of its largest activation on held-out text.
 
     Raises:
-        UserError: no such feature, one that never fired, or a transcoder.
+        UserError: no such feature, or one that never fired.
     """
     with lm.edit(FeatureEdit(dictionary, [Clamp(scales)])):
         yield
