@@ -2,20 +2,21 @@
 
 from monosemy.intervene.edits import FeatureEdit
 from monosemy.intervene.nodes import ERROR, Effects, Node, NodeEffects, agreement
-from monosemy.intervene.pair import SteeringPair, Written
+from monosemy.intervene.pair import SteeringPair
 from monosemy.intervene.patching import Patching
 from monosemy.intervene.positions import Firing, Positions
 from monosemy.intervene.prompts import fitting
 from monosemy.intervene.sides import PairSides, Sides, TextSides
-from monosemy.intervene.steer import Steered, clamped, steer, touched_by, write_both
+from monosemy.intervene.steer import Measured, Steered, steer, steer_measured, touched_by
 from monosemy.intervene.vectors import SteeringVector, VectorEdit
-from monosemy.intervene.words import parse_change, parse_positions
+from monosemy.intervene.words import parse_change, parse_positions, split_edits
 
 __all__ = [
     "ERROR",
     "Effects",
     "FeatureEdit",
     "Firing",
+    "Measured",
     "Node",
     "NodeEffects",
     "PairSides",
@@ -27,13 +28,12 @@ __all__ = [
     "SteeringVector",
     "TextSides",
     "VectorEdit",
-    "Written",
     "agreement",
-    "clamped",
     "fitting",
     "parse_change",
     "parse_positions",
+    "split_edits",
     "steer",
+    "steer_measured",
     "touched_by",
-    "write_both",
 ]
