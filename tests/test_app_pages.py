@@ -362,7 +362,8 @@ def test_with_no_edit_the_text_is_the_plain_one(site: Site) -> None:
     original, steered = found["original"], found["steered"]
     assert steered.written.text == original.written.text
     assert original.by_original == original.by_steered == steered.by_original
-    assert "changed nothing" in site.stream("run-0", prompt=PROMPT)[-1]["said"]
+    last = site.stream("run-0", prompt=PROMPT)[-1]
+    assert "changed nothing" in last["said"] and not any(last["edited"]["touched"])
     nowhere = {"features": f"{strong(run)[0]}:2", "positions": "60:61", "tokens": 3}
     assert "acts on no token" in site.stream("run-0", prompt=PROMPT, **nowhere)[-1]["said"]
 

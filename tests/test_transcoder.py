@@ -512,7 +512,7 @@ def test_the_report_says_what_is_explained_from_what(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("monosemy.report.build.STEER_SCALES", (2.0,))
+    monkeypatch.setattr("monosemy.report.build.choose_features", lambda found: found.live[:2])
     folder, run = tmp_path / "text", tmp_path / "run"
     folder.mkdir()
     for number, text in enumerate(texts):

@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from threading import Event, Thread
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -98,7 +98,9 @@ class Asked:
             raise UserError(f"`error` is {error[:40]!r}", "allowed: keep, drop")
         return cls(
             steps,
-            FeatureEdit(run.dictionary, changes, parse_positions(positions), error),
+            FeatureEdit(
+                run.dictionary, changes, parse_positions(positions), cast(ErrorTerm, error)
+            ),
             positions,
             bool(asked.get("through")),
             text(asked, "prompt"),
@@ -147,7 +149,9 @@ def steer(request: Request, run: ThisRun) -> Response:
         title="Steering",
         asked=asked,
         prompt=asked.prompt or _example(run),
-        called={f: _called(run, f) for f in {step.feature for step in asked.steps} - {None}},
+        called={
+            f: _called(run, f) for f in (step.feature for step in asked.steps) if f is not None
+        },
         most_tokens=MOST_TOKENS,
         largest=LARGEST,
         hottest=HOTTEST,
@@ -254,7 +258,7 @@ def figures(found: Mapping[str, Measured]) -> list[list[str]]:
         row("log-probability, model as it is", lambda m: signed(m.by_original)),
         row("log-probability, edited model", lambda m: signed(m.by_steered)),
         row("tokens written", lambda m: str(len(m.written.tokens) - m.written.prompt)),
-        *[row(f"distinct-{n}", lambda m, n=n: percent(m.distinct[n])) for n in known],
+        *[[f"distinct-{n}", *(percent(m.distinct[n]) for m in found.values())] for n in known],
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -98,4 +99,6 @@ class FeatureEdit:
 
     def where(self, x: Float[Tensor, "batch time d"], call: Call) -> Bool[Tensor, "batch time"]:
         """Return the positions of a forward call at which the edit acts."""
+        if not self.changes and self.error == "keep":
+            return torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         return edited_positions(self.positions, x, call, self.dictionary)
