@@ -696,8 +696,11 @@ def address(site: Site, path: str) -> str:
 def test_steering_streams_into_the_page(site: Site, tab: Browser) -> None:
     run = site.runs["run-0"]
     asked = {"features": f"{strong(run)[0]}:2", "prompt": PROMPT, "tokens": 8}
+    before = tab.run("history.length")
     tab.open(address(site, f"run-0/steer?{urlencode(asked)}"))
     tab.wait("document.querySelector('#outcome table')")
+    assert tab.run("new URLSearchParams(location.search).get('edits')").startswith("clamp ")
+    assert tab.run("history.length") == before + 1
     expected = PROMPT + run.lm.generate(PROMPT, max_new_tokens=8)
     assert tab.run("document.getElementById('original').textContent") == expected
     assert tab.run("document.querySelectorAll('#rows .amount').length") == 1

@@ -197,12 +197,12 @@ async function* linesOf(answer) {
   }
 }
 
-async function write() {
+async function write(remember = "pushState") {
   running?.abort();
   const mine = (running = new AbortController());
   const asked = new URLSearchParams(new FormData(form));
   const address = `?${asked}`;
-  if (address !== location.search && address.length <= 4000) history.pushState(null, "", address);
+  if (address !== location.search && address.length <= 4000) history[remember](null, "", address);
   const texts = { prompt: at("prompt").value, original: "", through: "", steered: "" };
   at("error").textContent = "";
   at("outcome").replaceChildren();
@@ -250,4 +250,4 @@ form.addEventListener("submit", (event) => {
 });
 at("stop").addEventListener("click", () => running?.abort());
 addEventListener("popstate", () => location.reload());
-if (new URLSearchParams(location.search).get("prompt")) write();
+if (new URLSearchParams(location.search).get("prompt")) write("replaceState"); // so that one step back leaves the page
