@@ -10,7 +10,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html import unescape
 from html.parser import HTMLParser
 from http.client import HTTPConnection
@@ -32,13 +32,21 @@ from monosemy.app.compare import find_alone, find_families, match_runs
 from monosemy.app.feature_map import clusters, kinds_of_text, points, read_map
 from monosemy.app.prompt import read_prompt
 from monosemy.app.runs import OpenRun
-from monosemy.app.steer import parse_scales
-from monosemy.coders import Dictionary, make_coder
+from monosemy.app.steer import Asked, Step
+from monosemy.coders import Clamp, Dictionary, make_coder
 from monosemy.corpus import open_corpus
 from monosemy.errors import UserError
 from monosemy.index import build_index
 from monosemy.interpret import write_kinds
-from monosemy.intervene import clamped, write_both
+from monosemy.intervene import (
+    FeatureEdit,
+    Positions,
+    parse_change,
+    parse_positions,
+    split_edits,
+    steer,
+    steer_measured,
+)
 from monosemy.lm import LM
 from monosemy.metrics.diversity import distinct_n
 from monosemy.training import train
@@ -206,10 +214,17 @@ def test_a_short_text_gets_an_address_and_a_long_one_an_answer(
         ("prompt?text=x&feature=96", "allowed: whole numbers, -1 to 95"),
         ("prompt?text=x&feature=<script>", "&lt;script&gt;"),
         ("steer?features=96:1", "features 0 to 95"),
-        ("steer?features=1:x", "write 28:0.7"),
-        ("steer?features=1:nan", "write 28:0.7"),
-        ("steer?features=1:1,1:2", "feature 1 twice"),
+        ("steer?features=1:x", "`clamp 1=x` is no edit"),
+        ("steer?features=1:nan", "`clamp 1=nan` is no edit"),
+        ("steer?features=1:1,1:2", "`clamp 1=1,1=2` is no edit"),
+        ("steer?features=1:101", "-100 to 100"),
         ("steer?features=" + ",".join(f"{i}:1" for i in range(17)), "allowed: up to 16"),
+        ("steer?edits=<script>", "`&lt;script&gt;` is no edit"),
+        ("steer?edits=ablate+1;swap+1,96", "features 0 to 95"),
+        ("steer?edits=" + ";".join(["ablate+1"] * 17), "17 edits"),
+        ("steer?positions=some", "allowed: all, prompt, generated, 3:10"),
+        ("steer?positions=fires+96", "features 0 to 95"),
+        ("steer?error=lose", "allowed: keep, drop"),
         ("steer?tokens=513", "1 to 512"),
         ("steer?temperature=-1", "numbers from 0 to 5"),
         ("steer?seed=1.5", "whole numbers"),
@@ -286,7 +301,7 @@ def test_what_is_streamed_is_what_the_model_writes(site: Site) -> None:
         for side in ("original", "steered")
     }
     assert texts["original"][-1] == run.lm.generate(PROMPT, **how)
-    with clamped(run.lm, run.dictionary, {first: 2.0, second: -1.5}):
+    with run.lm.edit(FeatureEdit(run.dictionary, [Clamp({first: 2.0, second: -1.5})])):
         assert texts["steered"][-1] == run.lm.generate(PROMPT, **how)
     for written in texts.values():
         assert 1 < len(written) <= 12
@@ -297,34 +312,86 @@ def test_what_is_streamed_is_what_the_model_writes(site: Site) -> None:
     assert "nats a token" in lines[-1]["said"] or "changed nothing" in lines[-1]["said"]
 
 
-def test_by_no_features_the_text_is_the_plain_one(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("edits", "positions", "error"),
+    [
+        ("suppress 0.5; clamp {a}=2", "generated", "keep"),
+        ("add {a}=3; scale {b}=0.5", "2:6", "keep"),
+        ("swap {a},{b}; ablate {b}", "prompt", "drop"),
+        ("project-out {a}", "fires {b}", "keep"),
+    ],
+)
+def test_every_edit_is_what_the_page_says(
+    site: Site, edits: str, positions: str, error: str
+) -> None:
+    """The same as on the command line: text, tokens touched, and through the dictionary."""
     run = site.runs["run-0"]
-    original, steered = write_both(run.lm, run.dictionary, {}, PROMPT, temperature=1.0)
-    assert steered == original
-    assert original.by_original == original.by_steered
-    assert "changed nothing" in site.stream("run-0", prompt=PROMPT)[-1]["said"]
+    a, b = strong(run)
+    edits, positions = edits.format(a=a, b=b), positions.format(b=b)
+    lines = site.stream(
+        "run-0",
+        prompt=PROMPT,
+        edits=edits,
+        positions=positions,
+        error=error,
+        through="1",
+        tokens=6,
+    )
+    changes = [parse_change(text) for text in edits.split("; ")]
+    edit = FeatureEdit(run.dictionary, changes, parse_positions(positions), error)
+    expected = steer(run.lm, [edit], PROMPT, max_new_tokens=6)
+    for side, found in zip(("original", "through", "steered"), expected, strict=True):
+        assert [line["text"] for line in lines if line.get("side") == side][-1] == found.text
+    assert lines[-1]["edited"] == asdict(expected[-1])
+    assert all(len(row) == 4 for row in lines[-1]["figures"])
 
 
-def test_likelihoods_by_hand(site: Site) -> None:
+def test_strengths_in_an_old_address_are_clamps(site: Site) -> None:
+    run = site.runs["run-0"]
+    a, b = strong(run)
+    old = Asked.read({"features": f"{a}:0.7,{b}:-0.5"}, run)
+    new = Asked.read({"edits": f"clamp {a}=0.7;clamp {b}=-0.5"}, run)
+    assert old.edit == FeatureEdit(run.dictionary, [Clamp({a: 0.7, b: -0.5})])
+    assert old.steps == new.steps == [Step("clamp", a, 0.7), Step("clamp", b, -0.5)]
+
+
+def test_with_no_edit_the_text_is_the_plain_one(site: Site) -> None:
+    run = site.runs["run-0"]
+    nothing = FeatureEdit(run.dictionary, [])
+    found = steer_measured(run.lm, nothing, PROMPT, temperature=1.0)
+    original, steered = found["original"], found["steered"]
+    assert steered.written.text == original.written.text
+    assert original.by_original == original.by_steered == steered.by_original
+    last = site.stream("run-0", prompt=PROMPT)[-1]
+    assert "changed nothing" in last["said"] and not any(last["edited"]["touched"])
+    nowhere = {"features": f"{strong(run)[0]}:2", "positions": "60:61", "tokens": 3}
+    assert "acts on no token" in site.stream("run-0", prompt=PROMPT, **nowhere)[-1]["said"]
+
+
+@pytest.mark.parametrize("positions", ["all", "generated"])
+def test_likelihoods_by_hand(site: Site, positions: Positions) -> None:
     """The logits at a position are about the token after it."""
     run = site.runs["run-0"]
-    lm, scales = run.lm, {strong(run)[0]: 3.0}
-    found = write_both(lm, run.dictionary, scales, PROMPT, max_new_tokens=8)
+    lm = run.lm
+    edit = FeatureEdit(run.dictionary, [Clamp({strong(run)[0]: 3.0})], positions)
+    found = [*steer_measured(lm, edit, PROMPT, max_new_tokens=8).values()]
+    start = lm.encode(PROMPT).shape[1]
 
-    def by_hand(ids: list[int], start: int) -> float:
-        logits = lm.logits(torch.tensor([ids]))[0].double()
+    def by_hand(ids: list[int]) -> float:
+        with lm.prompted(start):
+            logits = lm.logits(torch.tensor([ids]))[0].double()
         each = [float(logits[t - 1].log_softmax(0)[ids[t]]) for t in range(start, len(ids))]
         return sum(each) / len(each)
 
-    start = lm.encode(PROMPT).shape[1]
     plain = lm.write(PROMPT, max_new_tokens=8).tokens.tolist()
-    with clamped(lm, run.dictionary, scales):
+    with lm.edit(edit):
         steered = lm.write(PROMPT, max_new_tokens=8).tokens.tolist()
-        seen = [by_hand(ids, start) for ids in (plain, steered)]
+        seen = [by_hand(ids) for ids in (plain, steered)]
     assert [one.by_steered for one in found] == pytest.approx(seen, rel=1e-5)
-    seen = [by_hand(ids, start) for ids in (plain, steered)]
+    seen = [by_hand(ids) for ids in (plain, steered)]
     assert [one.by_original for one in found] == pytest.approx(seen, rel=1e-5)
-    assert [one.tokens for one in found] == [len(plain) - start, len(steered) - start]
+    assert [len(one.written.tokens) for one in found] == [len(plain), len(steered)]
+    assert [one.written.prompt for one in found] == [start, start]
 
 
 def test_several_features_are_clamped_at_once_in_any_order(site: Site) -> None:
@@ -356,20 +423,14 @@ def test_distinct_n(tokens: list[int], n: int) -> None:
     assert distinct_n([7] * 10, n) == 1 / (11 - n)
 
 
-@given(st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100), max_size=16))
-@settings(max_examples=50, deadline=None)
-def test_strengths_are_read_as_they_are_written(scales: dict[int, float]) -> None:
-    assert parse_scales(",".join(f"{f}:{s!r}" for f, s in scales.items())) == scales
-
-
-@given(st.text(max_size=30))
+@given(st.text(max_size=30) | st.text("clampdswx 0123456789=,;:-.", max_size=30))
 @settings(max_examples=100, deadline=None)
-def test_any_other_text_is_no_strengths(text: str) -> None:
+def test_any_other_text_is_no_edit(text: str) -> None:
     try:
-        scales = parse_scales(text)
+        changes = [parse_change(part) for part in split_edits(text)]
     except UserError:
         return
-    assert all(isinstance(f, int) and abs(s) <= 100 for f, s in scales.items())
+    assert all(np.isfinite([*change.amounts().values()]).all() for change in changes)
 
 
 def test_nothing_stays_when_nobody_listens_any_more(site: Site) -> None:
@@ -420,13 +481,18 @@ def test_errors_of_the_model_end_the_stream_with_a_sentence(site: Site) -> None:
     assert status == 400 and json.loads(text)["error"] == "there is no feature 96"
 
 
-def test_a_transcoder_is_refused_in_words(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    dictionary = site.runs["run-0"].dictionary
-    changed = replace(dictionary.provenance, target="layers.2")
+def test_a_transcoder_steers_where_it_writes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = site.runs["run-0"]
+    dictionary, feature = run.dictionary, strong(run)[0]
+    changed = replace(dictionary.provenance, target="layers.2.mlp")
     monkeypatch.setattr(dictionary, "provenance", changed)
-    for address, form in (("/run-0/steer", None), ("/run-0/steer/text", {"prompt": "x"})):
-        status, page, _ = site.ask(address, form)
-        assert status == 400 and "is a transcoder" in page
+    assert site.ask(f"/run-0/steer?features={feature}:4")[0] == 200
+    lines = site.stream("run-0", prompt=PROMPT, features=f"{feature}:4", tokens=6)
+    edit = FeatureEdit(dictionary, [Clamp({feature: 4.0})])
+    assert [*edit.hooks(run.lm)] == ["layers.1", "layers.2.mlp"]
+    with run.lm.edit(edit):
+        expected = run.lm.generate(PROMPT, max_new_tokens=6)
+    assert [line["text"] for line in lines if line.get("side") == "steered"][-1] == expected
 
 
 def test_features_to_steer_by_are_found_by_number_and_by_words(site: Site) -> None:
@@ -600,7 +666,8 @@ def test_one_run_alone_says_how_to_open_two(folders: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["prompt?text=def", "steer", "map", "compare?b=run-0&feature=2&text=def"]
+    "address",
+    ["prompt?text=def", "steer?positions=2:4", "map", "compare?b=run-0&feature=2&text=def"],
 )
 def test_every_input_has_a_label_and_every_button_a_name(site: Site, address: str) -> None:
     _, page, _ = site.ask(f"/run-1/{address}")
@@ -629,11 +696,66 @@ def address(site: Site, path: str) -> str:
 def test_steering_streams_into_the_page(site: Site, tab: Browser) -> None:
     run = site.runs["run-0"]
     asked = {"features": f"{strong(run)[0]}:2", "prompt": PROMPT, "tokens": 8}
+    before = tab.run("history.length")
     tab.open(address(site, f"run-0/steer?{urlencode(asked)}"))
     tab.wait("document.querySelector('#outcome table')")
+    assert tab.run("new URLSearchParams(location.search).get('edits')").startswith("clamp ")
+    assert tab.run("history.length") == before + 1
     expected = PROMPT + run.lm.generate(PROMPT, max_new_tokens=8)
     assert tab.run("document.getElementById('original').textContent") == expected
-    assert tab.run("document.querySelectorAll('#rows [type=number]').length") == 1
+    assert tab.run("document.querySelectorAll('#rows .amount').length") == 1
+    edited = site.stream("run-0", **asked)[-1]["edited"]
+    marked = "[...document.querySelectorAll('#steered span')].map(s => s.matches('.touched'))"
+    assert tab.run(marked) == edited["touched"] and any(edited["touched"])
+    assert tab.run("document.getElementById('steered').textContent") == "".join(edited["tokens"])
+    said = f"acts on {sum(edited['touched'])} of {len(edited['tokens'])} tokens"
+    assert said in tab.run("document.getElementById('acted').textContent")
+    assert tab.run("document.getElementById('by-dictionary').offsetParent === null")
+    assert not tab.messages
+
+
+@needs_browser
+def test_an_address_with_every_edit_is_the_forms(site: Site, tab: Browser) -> None:
+    """What is read from an address is what the form asks for again; the keyboard changes it."""
+    run = site.runs["run-0"]
+    a, b, c, d = strong(run, 4)
+    edits = f"suppress 0.5; clamp {a}=2; add {b}=-1; ablate {c}; swap {d},{a}; project-out {b}"
+    asked = {"edits": edits, "positions": f"fires {a}", "error": "drop", "through": "1"}
+    tab.open(address(site, f"run-0/steer?{urlencode(asked)}"))
+    form = "Object.fromEntries(new FormData(document.getElementById('asked')))"
+    sent = tab.run(form)
+    assert {name: sent[name] for name in asked} == asked
+    assert tab.run("document.getElementById('more').open")
+    fields = "#asked :is(input, select, button):not([type=hidden])"
+    unnamed = f"""[...document.querySelectorAll('{fields}')]
+      .filter(e => !(e.labels?.length || e.ariaLabel || e.textContent.trim())).length"""
+    assert tab.run(unnamed) == 0
+    tab.run("document.querySelectorAll('#rows select')[0].focus()")
+    tab.press("s")  # "scale by"
+    tab.run("document.getElementById('where').focus()")
+    tab.press("e")  # "every token"
+    sent = tab.run(form)
+    assert sent["edits"] == edits.replace(f"clamp {a}=2", f"scale {a}=2")
+    assert sent["positions"] == "all"
+    tab.run("document.querySelector('#rows li:last-child button').click()")
+    tab.run("document.getElementById('all').click()")
+    assert tab.run("document.activeElement.className") == "amount"
+    assert tab.run(form)["edits"].startswith("suppress 0.5; suppress 0.5; ")
+    assert "project-out" not in tab.run(form)["edits"]
+    assert not tab.messages
+
+
+@needs_browser
+def test_through_the_dictionary_is_shown_when_asked_for(site: Site, tab: Browser) -> None:
+    run = site.runs["run-0"]
+    asked = {"edits": f"add {strong(run)[0]}=1", "prompt": PROMPT, "tokens": 6, "through": 1}
+    tab.open(address(site, f"run-0/steer?{urlencode(asked)}"))
+    tab.wait("document.querySelector('#outcome table')")
+    with run.lm.edit(FeatureEdit(run.dictionary, [], error="drop")):
+        expected = PROMPT + run.lm.generate(PROMPT, max_new_tokens=6)
+    assert tab.run("document.getElementById('by-dictionary').textContent") == expected
+    assert tab.run("document.getElementById('by-dictionary').offsetParent !== null")
+    assert tab.run("document.querySelectorAll('#outcome thead th').length") == 4
     assert not tab.messages
 
 
@@ -668,7 +790,12 @@ def test_tokens_are_reached_by_keys(site: Site, tab: Browser) -> None:
 def test_no_page_is_wider_than_a_phone(site: Site, tab: Browser) -> None:
     phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     tab.send("Emulation.setDeviceMetricsOverride", **phone)
-    for path in ("prompt?text=def", "steer?features=1:0", "map", "compare?b=run-0&text=def"):
+    for path in (
+        "prompt?text=def",
+        "steer?edits=swap+1,2;suppress+1&through=1",
+        "map",
+        "compare?b=run-0&text=def",
+    ):
         tab.open(address(site, f"run-1/{path}"))
         assert tab.run("document.documentElement.scrollWidth") == 390, path
         assert not tab.messages

@@ -130,7 +130,19 @@ def test_edits_are_read_as_they_are_written(text: str, change: Change) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "clamp", "clamp 28", "clamp 28=", "clamp 1=2,1=3", "swap 1", "double 28", "add x=1"],
+    [
+        "",
+        "clamp",
+        "clamp 28",
+        "clamp 28=",
+        "clamp 1=2,1=3",
+        "add 1=nan",
+        "scale 1=1e999",
+        "suppress inf",
+        "swap 1",
+        "double 28",
+        "add x=1",
+    ],
 )
 def test_any_other_text_is_no_edit(text: str) -> None:
     with pytest.raises(UserError, match="is no edit"):

@@ -18,13 +18,16 @@ from torch import Tensor
 
 from monosemy.activations import counted_activations
 from monosemy.artefact import MANIFEST
-from monosemy.coders import Clamp, Dictionary, attach, diagnose
+from monosemy.coders import Add, Clamp, Dictionary, Scale, SuppressAll, attach, diagnose
 from monosemy.corpus import Corpus, TokenBatch, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import SuiteResult, baselines, evaluate
+from monosemy.evaluation.dose import Writing, dose_response, raising, random_direction
+from monosemy.evaluation.neutral import Neutral
+from monosemy.evaluation.wanted import Reencoded, Sample
 from monosemy.interpret import build_features, logit_lens
-from monosemy.intervene import FeatureEdit
-from monosemy.lm import LM
+from monosemy.intervene import FeatureEdit, Firing, Positions, VectorEdit, steer
+from monosemy.lm import LM, Replay
 from monosemy.report import report_run
 
 
@@ -363,18 +366,153 @@ def test_directions_outside_the_residual_stream_have_no_logit_lens(
     assert view.exemplars and not view.promoted and not view.suppressed
 
 
-def test_steering_is_refused_with_the_way_round_it(transcoder: Dictionary) -> None:
+PROMPT = "def read_file(path):"
+
+
+def text_of(lm: LM, tokens: Tensor) -> Tensor:
+    return ~torch.isin(tokens[0], torch.tensor(sorted(lm.special_ids)))
+
+
+@pytest.mark.parametrize("name", ["transcoder", "skipping", "uneven"])
+@pytest.mark.parametrize("positions", ["all", range(2, 6)], ids=str)
+def test_a_clamped_feature_is_changed_where_it_writes(
+    name: str, positions: Positions, lm: LM, request: pytest.FixtureRequest
+) -> None:
+    """y + (c - z) d at the positions asked for; y bit for bit elsewhere, and the input too."""
+    d: Dictionary = request.getfixturevalue(name)
+    feature, tokens = int(d.strength.argmax()), lm.encode(PROMPT)
+    before = lm.capture(tokens, [d.hookpoint, d.explains])
+    with lm.edit(FeatureEdit(d, [Clamp({feature: 2.0})], positions)):
+        after = lm.capture(tokens, [d.hookpoint, d.explains])
+    assert torch.equal(before[d.hookpoint], after[d.hookpoint])
+    y, edited = before[d.explains][0], after[d.explains][0]
+    where = text_of(lm, tokens)
+    if isinstance(positions, range):
+        where &= torch.isin(torch.arange(len(where)), torch.tensor(list(positions)))
+    assert 0 < where.sum() < len(where)
+    assert torch.equal(edited[~where], y[~where])
+    z = d.encode(before[d.hookpoint][0])[where, feature]
+    moved = (2 * d.strength[feature] - z)[:, None] * d.coder.W_dec[feature]
+    torch.testing.assert_close(edited[where], y[where] + moved, atol=1e-5, rtol=1e-4)
+
+
+def test_through_a_transcoder_is_its_prediction(skipping: Dictionary, lm: LM) -> None:
+    """With the error dropped and nothing changed; its skip path is there."""
+    tokens = lm.encode(PROMPT)
+    with lm.edit(FeatureEdit(skipping, [], error="drop")):
+        found = lm.capture(tokens, [INPUT, TARGET])
+    text = text_of(lm, tokens)
+    predicted = skipping.reconstruct(found[INPUT][0, text])
+    torch.testing.assert_close(found[TARGET][0, text], predicted, atol=1e-5, rtol=1e-4)
+
+
+def test_no_change_is_exactly_none(skipping: Dictionary, lm: LM) -> None:
+    a, b = skipping.strength.topk(2).indices.tolist()
+    tokens = lm.encode(PROMPT)
+    plain = lm.logits(tokens)
+    for changes in ([], [Add({a: 0.0})], [Scale({a: 1.0, b: 1.0})], [SuppressAll(1.0)]):
+        with lm.edit(FeatureEdit(skipping, changes)):
+            assert torch.equal(lm.logits(tokens), plain), changes
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated", range(2, 9), "firing"])
+def test_steered_with_and_without_a_cache_token_for_token(
+    transcoder: Dictionary, lm: LM, positions: Positions
+) -> None:
+    a, b = transcoder.strength.topk(2).indices.tolist()
+    if positions == "firing":
+        positions = Firing(b)
+    with lm.edit(FeatureEdit(transcoder, [Clamp({a: 8.0})], positions)):
+        texts = [
+            lm.write(PROMPT, max_new_tokens=16, use_cache=cache).tokens for cache in (True, False)
+        ]
+    assert torch.equal(*texts)
+
+
+def test_what_a_transcoder_is_steered_to_write_stands_beside_the_rest(
+    transcoder: Dictionary, lm: LM
+) -> None:
+    edit = FeatureEdit(transcoder, [Clamp({int(transcoder.strength.argmax()): 8.0})], "generated")
+    plain, through, steered = steer(lm, [edit], PROMPT, max_new_tokens=8)
+    assert plain.text == lm.generate(PROMPT, max_new_tokens=8)
+    assert steered.touched == [n >= steered.prompt for n in range(len(steered.tokens))]
+    assert through.touched == [False] + [True] * (len(through.tokens) - 1)
+
+
+def test_a_pass_that_ends_before_the_target_leaves_nothing_behind(
+    transcoder: Dictionary, lm: LM
+) -> None:
+    edit = FeatureEdit(transcoder, [Clamp({int(transcoder.strength.argmax()): 1.0})])
+    tokens = lm.encode(PROMPT)
+    with lm.edit(edit):
+        expected = lm.logits(tokens)
+        lm.capture(lm.encode("x"), [INPUT])
+        assert torch.equal(lm.logits(tokens), expected)
+
+
+def test_features_that_write_before_they_fire_are_refused(lm: LM, corpus: Corpus) -> None:
+    dictionary = exact(lm, corpus, TARGET, "layers.1.mlp.down_proj")
+    edit = FeatureEdit(dictionary, [Clamp({0: 1.0})])
+    with (
+        pytest.raises(UserError, match=r"`layers.1.mlp` comes after `layers.1.mlp.down_proj`"),
+        lm.edit(edit),
+    ):
+        lm.logits(lm.encode(PROMPT))
+
+
+def test_bare_activations_cannot_be_steered_by_a_transcoder(transcoder: Dictionary) -> None:
     feature = int(transcoder.strength.argmax())
     with pytest.raises(UserError, match=f"fire at `{INPUT}` and write at `{TARGET}`") as caught:
-        FeatureEdit(transcoder, [Clamp({feature: 1.0})])
-    assert "lm.edit" in caught.value.hint
-    with pytest.raises(UserError, match="transcoder"):
-        transcoder.steer(torch.zeros(1, 2, transcoder.d_out), feature=feature, scale=1.0)
+        transcoder.steer(torch.zeros(1, 2, transcoder.d_in), feature=feature, scale=1.0)
+    assert "lm.edit(FeatureEdit(dictionary, changes))" in caught.value.hint
+
+
+def test_dose_and_response_of_a_transcoder(lm: LM, corpus: Corpus) -> None:
+    """Side effects are those of a whole pass, where what is read lies in an earlier block too."""
+    d = make_transcoder(lm, corpus, "layers.0.mlp", "layers.1")
+    feature = int(d.strength.argmax())
+    neutral = Neutral(lm, d.provenance.stream(lm, corpus, "held_out"), tokens=200, draws=20)
+    family, rival = raising(d, feature), random_direction(d, feature)
+    assert family.hookpoint == rival.hookpoint == "layers.1"
+    curve = dose_response(
+        lm,
+        family,
+        Reencoded(d, feature),
+        ["def f(x):\n", "class A:\n"],
+        neutral,
+        strengths=[0.0, 4.0],
+        writing=Writing(tokens=6),
+        draws=20,
+    )
+    none, much = curve.doses
+    assert none.kl.value == none.ce.value == none.top1.value == 0 < much.kl.value
+    whole = Neutral(lm, d.provenance.stream(lm, corpus, "held_out"), tokens=200, draws=20)
+    whole._replays["layers.0"] = Replay(lm, "embed")
+    (all_of_it,) = whole.measure("layers.0", [family.at(4.0)])
+    assert much.kl.value == pytest.approx(all_of_it["kl"].value, rel=1e-6)
+    vector = rival.at(1.0)
+    assert isinstance(vector, VectorEdit) and vector.vector.norm() == pytest.approx(
+        float(d.strength[feature] * d.coder.W_dec[feature].norm()), rel=1e-5
+    )
+
+
+def test_the_effect_read_again_is_at_the_input(transcoder: Dictionary, lm: LM) -> None:
+    feature = int(transcoder.strength.argmax())
+    written = lm.write(PROMPT, max_new_tokens=6)
+    found = Reencoded(transcoder, feature).measure(lm, [Sample(PROMPT, written)])
+    x = lm.capture(written.tokens[None], [INPUT])[INPUT][0, written.start :]
+    expected = transcoder.encode(x)[:, feature].mean() / transcoder.strength[feature]
+    assert found == pytest.approx([float(expected)], rel=1e-4, abs=1e-6)
 
 
 def test_the_report_says_what_is_explained_from_what(
-    lm: LM, texts: list[str], skipping: Dictionary, tmp_path: Path
+    lm: LM,
+    texts: list[str],
+    skipping: Dictionary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("monosemy.report.build.choose_features", lambda found: found.live[:2])
     folder, run = tmp_path / "text", tmp_path / "run"
     folder.mkdir()
     for number, text in enumerate(texts):
@@ -389,4 +527,4 @@ def test_the_report_says_what_is_explained_from_what(
     page = report.path.read_text()
     assert f"96 features that explain {TARGET} from {INPUT}" in page
     assert "FVU without skip path" in page and "a linear path beside them" in page
-    assert report.steering == [] and "monosemy steer" not in page
+    assert ("monosemy steer" in page) == bool(report.steering)

@@ -52,15 +52,10 @@ def number(asked: Mapping[str, str], name: str, default: float, low: float, high
         UserError: it is none, or out of bounds.
     """
     value = asked.get(name, "").strip() or str(default)
-    found = as_number(value)
+    try:
+        found = float(value)
+    except ValueError:
+        found = math.nan
     if not low <= found <= high:
         raise UserError(f"`{name}` is {value[:40]!r}", f"allowed: numbers from {low:g} to {high:g}")
     return found
-
-
-def as_number(value: str) -> float:
-    """Return a text as a number; NaN where it is none."""
-    try:
-        return float(value)
-    except ValueError:
-        return math.nan

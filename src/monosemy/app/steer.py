@@ -1,30 +1,38 @@
-"""Steering: the model writes with features turned up or down, beside itself, as it goes."""
+"""Steering: the model writes under edits of features, beside itself, as it goes."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from threading import Event, Thread
-from typing import Any
+from typing import Any, cast, get_args
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from monosemy.app.asked import Form, as_number, number, text, whole
+from monosemy.app.asked import Form, number, text, whole
 from monosemy.app.columns import labels
 from monosemy.app.pages import ThisRun, page
 from monosemy.app.runs import OpenRun
+from monosemy.coders import Amounts, Change, ErrorTerm, SuppressAll, Swap
 from monosemy.errors import UserError
-from monosemy.intervene import Written, write_both
+from monosemy.intervene import (
+    FeatureEdit,
+    Measured,
+    parse_change,
+    parse_positions,
+    split_edits,
+    steer_measured,
+)
 from monosemy.report.numbers import figure, percent
 
 router = APIRouter()
 
-MOST_FEATURES, MOST_TOKENS, LARGEST, HOTTEST = 16, 512, 100.0, 5.0
-"""Features, new tokens, strength and temperature that are allowed."""
+MOST_STEPS, MOST_TOKENS, LARGEST, HOTTEST = 16, 512, 100.0, 5.0
+"""Edits of a feature, new tokens, amount and temperature that are allowed."""
 _FOUND = 8
 
 
@@ -33,18 +41,41 @@ class _Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One line of the form: what is done to a feature, or to all.
+
+    Attributes:
+        verb: as `parse_change` has it.
+        feature: its number; None for all.
+        amount: where the verb takes one.
+        other: the feature it is swapped with.
+    """
+
+    verb: str
+    feature: int | None = None
+    amount: float | None = None
+    other: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What an address of the page asks for.
 
     Attributes:
-        scales: feature -> strength, in multiples of its largest activation.
+        steps: the edit's changes, for the form.
+        edit: what is done while the model writes.
+        positions: where, as `parse_positions` takes it.
+        through: whether to write through the dictionary as well.
         prompt: to continue.
         temperature: 0 takes the likeliest token each time.
         seed: of the draw.
         tokens: to write.
     """
 
-    scales: dict[int, float]
+    steps: list[Step]
+    edit: FeatureEdit
+    positions: str
+    through: bool
     prompt: str
     temperature: float
     seed: int
@@ -55,12 +86,23 @@ class Asked:
         """Read an address or a form.
 
         Raises:
-            UserError: a field is not allowed, a feature is not there or cannot be steered by.
+            UserError: a field is not allowed, a feature is not there or never fired.
         """
-        scales = parse_scales(asked.get("features", ""))
-        run.dictionary.targets(scales)
+        written = _written(asked)
+        changes = [parse_change(text) for text in written]
+        steps = [step for pair in zip(written, changes, strict=True) for step in _steps(*pair)]
+        _check(steps)
+        positions = asked.get("positions") or "all"
+        error = asked.get("error") or "keep"
+        if error not in get_args(ErrorTerm):
+            raise UserError(f"`error` is {error[:40]!r}", "allowed: keep, drop")
         return cls(
-            scales,
+            steps,
+            FeatureEdit(
+                run.dictionary, changes, parse_positions(positions), cast(ErrorTerm, error)
+            ),
+            positions,
+            bool(asked.get("through")),
             text(asked, "prompt"),
             number(asked, "temperature", 0.0, 0.0, HOTTEST),
             whole(asked, "seed", 0, 0, 2**31 - 1),
@@ -68,34 +110,37 @@ class Asked:
         )
 
 
-def parse_scales(features: str) -> dict[int, float]:
-    """Read `28:0.7,30:-0.5`: features and their strengths.
+def _written(asked: Mapping[str, str]) -> list[str]:
+    """Return the edits asked for, in words; `features=28:0.7,30:-0.5` clamps."""
+    clamped = asked.get("features", "").strip().strip(",").replace(":", "=")
+    first = [f"clamp {clamped}"] if clamped else []
+    return first + split_edits(asked.get("edits", ""))
 
-    Raises:
-        UserError: it is not written so, or asks for too much.
-    """
-    scales: dict[int, float] = {}
-    for item in filter(None, (item.strip() for item in features.split(","))):
-        feature, _, scale = item.partition(":")
-        strength = as_number(scale)
-        if not feature.strip().isdecimal() or not abs(strength) <= LARGEST:
+
+def _steps(written: str, change: Change) -> list[Step]:
+    verb = written.partition(" ")[0]
+    if isinstance(change, SuppressAll):
+        return [Step(verb, amount=change.factor)]
+    if isinstance(change, Swap):
+        return [Step(verb, change.a, other=change.b)]
+    if isinstance(change, Amounts):
+        return [Step(verb, feature, amount) for feature, amount in change.by.items()]
+    return [Step(verb, feature) for feature in change.features]
+
+
+def _check(steps: Sequence[Step]) -> None:
+    if len(steps) > MOST_STEPS:
+        raise UserError(f"{len(steps)} edits are asked for", f"allowed: up to {MOST_STEPS}")
+    for step in steps:
+        if step.amount is not None and abs(step.amount) > LARGEST:
             raise UserError(
-                f"`features` has {item[:40]!r}",
-                f"write 28:0.7,30:-0.5: a feature, a colon and its strength, {-LARGEST:g} to "
-                f"{LARGEST:g} times its largest activation",
+                f"`{step.verb}` by {step.amount:g}", f"allowed: {-LARGEST:g} to {LARGEST:g}"
             )
-        if int(feature) in scales:
-            raise UserError(f"`features` has feature {int(feature)} twice", "give it once")
-        scales[int(feature)] = strength
-    if len(scales) > MOST_FEATURES:
-        raise UserError(f"`features` has {len(scales)} of them", f"allowed: up to {MOST_FEATURES}")
-    return scales
 
 
 @router.get("/steer")
 def steer(request: Request, run: ThisRun) -> Response:
     """Show the form, filled in as the address says; a script asks for the text."""
-    run.dictionary.check_steerable()
     asked = Asked.read(request.query_params, run)
     return page(
         "steer.html",
@@ -104,7 +149,9 @@ def steer(request: Request, run: ThisRun) -> Response:
         title="Steering",
         asked=asked,
         prompt=asked.prompt or _example(run),
-        rows=[(feature, scale, _called(run, feature)) for feature, scale in asked.scales.items()],
+        called={
+            f: _called(run, f) for f in (step.feature for step in asked.steps) if f is not None
+        },
         most_tokens=MOST_TOKENS,
         largest=LARGEST,
         hottest=HOTTEST,
@@ -115,7 +162,7 @@ def steer(request: Request, run: ThisRun) -> Response:
 def features(run: ThisRun, q: str = "") -> Response:
     """Return features by number or by words, for the form: those that can be steered by."""
     if q.strip().isdecimal():
-        run.dictionary.targets({int(q): 1.0})
+        run.dictionary.check_scales({int(q): 1.0})
         found = [int(q)]
     else:
         found = [hit.feature for hit in run.features.index.search(q, 4 * _FOUND)]
@@ -125,13 +172,13 @@ def features(run: ThisRun, q: str = "") -> Response:
 
 @router.post("/steer/text")
 def write(run: ThisRun, form: Form) -> Response:
-    """Stream both texts as lines of JSON.
+    """Stream the texts as lines of JSON.
 
     `{"waiting": true}` while another request has the model, `{"side": ..., "text": ...}` after each
-    token with all that is written so far, and at the end `{"said": ..., "figures": [...]}` or
+    token with all that is written so far, and at the end `{"said": ..., "figures": [...],
+    "edited": ...}`, the last being the edited text's tokens, and on which the edit acted, or
     `{"error": ..., "hint": ...}`. Whoever hangs up stops the model.
     """
-    run.dictionary.check_steerable()
     asked = Asked.read(form, run)
     lines = _lines(run, asked)
     return StreamingResponse(lines, media_type="application/x-ndjson")
@@ -156,23 +203,24 @@ async def _lines(run: OpenRun, asked: Asked) -> AsyncIterator[str]:
 
 
 def _write(run: OpenRun, asked: Asked, say: Callable[[dict[str, Any] | None], None]) -> None:
-    """Write both texts, in a thread; hangs up when what it says is not listened to."""
+    """Write the texts, in a thread; hangs up when what it says is not listened to."""
     try:
         if run.model.locked():
             say({"waiting": True})
         with run.model:
             say({"waiting": False})
-            original, steered = write_both(
+            found = steer_measured(
                 run.lm,
-                run.dictionary,
-                asked.scales,
+                asked.edit,
                 asked.prompt,
+                through=asked.through,
                 max_new_tokens=asked.tokens,
                 temperature=asked.temperature,
                 seed=asked.seed,
                 heard=lambda side, so_far: say({"side": side, "text": so_far}),
             )
-        say({"said": said(original, steered), "figures": figures(original, steered)})
+        edited = asdict(found["steered"].written)
+        say({"said": said(found), "figures": figures(found), "edited": edited})
         say(None)
     except _Stopped:
         pass
@@ -181,38 +229,36 @@ def _write(run: OpenRun, asked: Asked, say: Callable[[dict[str, Any] | None], No
         say(None)
 
 
-def said(original: Written, steered: Written) -> str:
-    """Say what steering did to the likelihood of the text, in a sentence."""
-    if original.text == steered.text:
-        return "Steering changed nothing: both texts are the same."
+def said(found: Mapping[str, Measured]) -> str:
+    """Say what an edit did to the likelihood of the text, in a sentence."""
+    original, steered = found["original"], found["steered"]
+    if not any(steered.written.touched):
+        return "The edit acts on no token, so it changed nothing."
+    if original.written.text == steered.written.text:
+        return "The edit changed nothing that is written: both texts are the same."
     lost = original.by_original - steered.by_original
     verb = "less" if lost >= 0 else "more"
     return (
-        f"The model as it is finds the steered text {figure(abs(lost))} nats a token {verb} likely "
+        f"The model as it is finds the edited text {figure(abs(lost))} nats a token {verb} likely "
         "than its own."
     )
 
 
-def figures(original: Written, steered: Written) -> list[tuple[str, str, str]]:
-    """Return rows: what is measured, of the text as it is, of the steered text."""
-    both = (original, steered)
+def figures(found: Mapping[str, Measured]) -> list[list[str]]:
+    """Return rows: what is measured, and its value for each text."""
 
-    def row(name: str, values: list[str]) -> tuple[str, str, str]:
-        return (name, values[0], values[1])
+    def row(name: str, value: Callable[[Measured], str]) -> list[str]:
+        return [name, *map(value, found.values())]
 
     def signed(value: float) -> str:
         return figure(value).replace("-", "\N{MINUS SIGN}")
 
-    distinct = [
-        row(f"distinct-{n}", [percent(one.distinct[n]) for one in both])
-        for n in original.distinct
-        if not any(math.isnan(one.distinct[n]) for one in both)
-    ]
+    known = [n for n in (1, 2, 3) if not any(math.isnan(m.distinct[n]) for m in found.values())]
     return [
-        row("log-probability, model as it is", [signed(one.by_original) for one in both]),
-        row("log-probability, steered model", [signed(one.by_steered) for one in both]),
-        row("tokens written", [str(one.tokens) for one in both]),
-        *distinct,
+        row("log-probability, model as it is", lambda m: signed(m.by_original)),
+        row("log-probability, edited model", lambda m: signed(m.by_steered)),
+        row("tokens written", lambda m: str(len(m.written.tokens) - m.written.prompt)),
+        *[[f"distinct-{n}", *(percent(m.distinct[n]) for m in found.values())] for n in known],
     ]
 
 

@@ -11,7 +11,7 @@ import tyro
 from monosemy.cli.console import console, open_dictionary
 from monosemy.coders import Clamp
 from monosemy.errors import UserError
-from monosemy.intervene import FeatureEdit, parse_change, parse_positions, steer
+from monosemy.intervene import FeatureEdit, parse_change, parse_positions, split_edits, steer
 from monosemy.report.terminal import steered_table
 
 
@@ -51,7 +51,7 @@ class Command:
         dictionary, lm = open_dictionary(self.run_folder, None, self.device)
         if self.feature is None:
             titles = ["; ".join(self.edits)]
-            changes = [[parse_change(text) for text in self.edits]]
+            changes = [[parse_change(text) for text in split_edits(titles[0])]]
         else:
             titles = [f"feature {self.feature} at {scale:g}" for scale in self.scale]
             changes = [[Clamp({self.feature: scale})] for scale in self.scale]

@@ -3,6 +3,7 @@
 from monosemy.coders.batch_topk import BatchTopK
 from monosemy.coders.changes import (
     Add,
+    Amounts,
     Change,
     Clamp,
     ErrorTerm,
@@ -26,6 +27,7 @@ from monosemy.coders.topk import TopK
 __all__ = [
     "ARCHITECTURES",
     "Add",
+    "Amounts",
     "BatchTopK",
     "Change",
     "Clamp",

@@ -134,7 +134,8 @@ class Dictionary:
         explain stays in (Templeton et al. 2024). scale 0 ablates the feature.
 
         Raises:
-            UserError: no such feature, one that never fired, which has no scale, or a transcoder.
+            UserError: no such feature, one that never fired, which has no scale, or a transcoder:
+                what it changes is elsewhere than x. Edits of the model take one (`FeatureEdit`).
         """
         return self.clamp(x, {feature: scale}, positions=positions)
 
@@ -151,31 +152,28 @@ class Dictionary:
         Raises:
             UserError: as `steer`.
         """
-        self.targets(scales)
+        self.check_one_place()
+        self.check_scales(scales)
         strength = {feature: float(self.strength[feature]) for feature in scales}
         rows = x.reshape(-1, self.d_in).float()
         made = changed(self.coder, rows, rows, [Clamp(scales)], strength).to(x.dtype)
         made = made.reshape(x.shape)
         return made if positions is None else torch.where(positions[..., None], made, x)
 
-    def targets(self, scales: Mapping[int, float]) -> dict[int, float]:
-        """Return the activation that each feature is clamped to: its scale times its strength.
+    def check_scales(self, scales: Mapping[int, float]) -> None:
+        """Refuse multiples of the strength of a feature that has none.
 
         Raises:
-            UserError: as `steer`.
+            UserError: no such feature, or one that never fired and is not just ablated.
         """
-        self.check_steerable()
-        targets = {}
         for feature, scale in scales.items():
             self.check_feature(feature)
-            targets[feature] = scale * float(self.strength[feature])
-            if targets[feature] == 0 and scale != 0:
+            if scale != 0 and self.strength[feature] == 0:
                 raise UserError(
                     f"feature {feature} never fired on held-out text, so it has no scale to "
                     "steer by",
                     "choose a feature that `monosemy features` lists",
                 )
-        return targets
 
     def check_feature(self, feature: int) -> None:
         """Refuse a feature number that does not exist.
@@ -185,8 +183,8 @@ class Dictionary:
         """
         check_feature(feature, self.width)
 
-    def check_steerable(self) -> None:
-        """Refuse to steer by a transcoder, whose features fire in one place and write in another.
+    def check_one_place(self) -> None:
+        """Refuse a transcoder where bare activations, or vectors among them, are all there is.
 
         Raises:
             UserError: it is a transcoder.
@@ -194,9 +192,9 @@ class Dictionary:
         if self.is_transcoder:
             raise UserError(
                 f"this dictionary is a transcoder: its features fire at `{self.hookpoint}` and "
-                f"write at `{self.explains}`; steering clamps a feature where it does both",
-                f"add a multiple of `dictionary.coder.W_dec[feature]` at `{self.explains}` with "
-                "`lm.edit`, or steer by a dictionary trained without a target",
+                f"write at `{self.explains}`, and here both must be one place",
+                "to steer, edit the model with `lm.edit(FeatureEdit(dictionary, changes))`; for "
+                "all else take a dictionary trained without a target",
             )
 
     def identity(self) -> str:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from monosemy.coders import Add, Clamp, Dictionary
+from monosemy.coders import Add, Change, Clamp, Dictionary
 from monosemy.corpus import parsable_part
 from monosemy.errors import UserError
 from monosemy.evaluation.neutral import Neutral, Steering
@@ -39,13 +39,21 @@ class Family:
 
     Attributes:
         name: as shown.
-        hookpoint: no edit changes anything in the model before it.
+        hookpoint: where edits write.
         at: makes the edit of a strength.
+        reads: where they read, of a transcoder; None: where they write. What the model does before
+            it is the same for all.
     """
 
     name: str
     hookpoint: str
     at: Callable[[float], Steering]
+    reads: str | None = None
+
+    def costs(self, neutral: Neutral, strengths: Sequence[float]) -> list[dict[str, MetricValue]]:
+        """Return the side effects of each strength."""
+        edits = [self.at(strength) for strength in strengths]
+        return neutral.measure(self.reads or self.hookpoint, edits)
 
 
 def raising(dictionary: Dictionary, feature: int) -> Family:
@@ -53,12 +61,7 @@ def raising(dictionary: Dictionary, feature: int) -> Family:
 
     Strength 0 is the model as it is.
     """
-    dictionary.targets({feature: 1.0})
-    return Family(
-        f"feature {feature}",
-        dictionary.hookpoint,
-        lambda strength: FeatureEdit(dictionary, [Add({feature: strength})]),
-    )
+    return _changing(dictionary, feature, f"feature {feature}", Add)
 
 
 def clamping(dictionary: Dictionary, feature: int) -> Family:
@@ -66,11 +69,18 @@ def clamping(dictionary: Dictionary, feature: int) -> Family:
 
     Strength 0 ablates it, which has effects of its own.
     """
-    dictionary.targets({feature: 1.0})
+    return _changing(dictionary, feature, f"feature {feature}, clamped", Clamp)
+
+
+def _changing(
+    dictionary: Dictionary, feature: int, name: str, change: Callable[[dict[int, float]], Change]
+) -> Family:
+    dictionary.check_scales({feature: 1.0})
     return Family(
-        f"feature {feature}, clamped",
+        name,
+        dictionary.explains,
+        lambda strength: FeatureEdit(dictionary, [change({feature: strength})]),
         dictionary.hookpoint,
-        lambda strength: FeatureEdit(dictionary, [Clamp({feature: strength})]),
     )
 
 
@@ -88,7 +98,7 @@ def random_direction(dictionary: Dictionary, feature: int, seed: int = 0) -> Fam
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(len(vector), generator=generator).to(vector)
     size = float(dictionary.strength[feature]) * vector.norm() / drawn.norm()
-    return pushing("random direction", dictionary.hookpoint, drawn * size)
+    return pushing("random direction", dictionary.explains, drawn * size)
 
 
 def random_feature(dictionary: Dictionary, but: int, seed: int = 0) -> Family:
@@ -258,7 +268,7 @@ def dose_response(
     each = sorted(set(strengths))
     if not each:
         raise UserError("there is no strength", "give one at least, such as 1.0")
-    costs = neutral.measure(family.hookpoint, [family.at(strength) for strength in each])
+    costs = family.costs(neutral, each)
     doses = []
     for strength, cost in zip(each, costs, strict=True):
         with lm.edit(family.at(strength)):
@@ -301,8 +311,7 @@ def strength_at(family: Family, neutral: Neutral, budget: float) -> float:
     """
     low, high, strength = 0.0, math.inf, 1.0
     for _ in range(_TRIES):
-        edit = family.at(strength)
-        kl = neutral.measure(family.hookpoint, [edit])[0]["kl"].value
+        kl = family.costs(neutral, [strength])[0]["kl"].value
         if kl <= budget:
             low = strength
         else:

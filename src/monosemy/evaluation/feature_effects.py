@@ -91,7 +91,9 @@ def feature_effects(
     Raises:
         UserError: there is no such feature, a transcoder, or none of them fires.
     """
-    dictionary.targets(dict.fromkeys(features, 0.0))
+    dictionary.check_one_place()
+    for feature in features:
+        dictionary.check_feature(feature)
     places = _places(lm, dictionary, features, stream, windows, context, batches)
     kept = [feature for feature in features if len(places[feature]) > 1]
     if not kept:

@@ -67,7 +67,7 @@ class Neutral:
         """Return `ce`, `kl` and `top1` (see `side_effects`) under each of some edits.
 
         Args:
-            hookpoint: no edit changes anything before it; blocks before it run once.
+            hookpoint: no edit reads or changes anything before it; blocks before it run once.
             edits: as `LM.edit` takes them.
         """
         sums = [GroupSums(1 + len(EFFECTS)) for _ in edits]

@@ -140,7 +140,7 @@ def measure_vector(
             as `SteeringVector.from_sides`.
     """
     lm = discovery.lm
-    dictionary.check_steerable()
+    dictionary.check_one_place()
     attach(dictionary, lm)
     if not strengths or max(strengths) <= 0:
         raise UserError(

@@ -115,13 +115,15 @@ class Reencoded:
 
     Mean over the tokens written, in multiples of the feature's strength. Of the dictionary that
     steers, it says how much of what was asked for its encoder sees; of a later one, what arrives.
+    Features of a transcoder fire before they write: of the one that steers, it says how much the
+    text that was written makes the feature fire by itself.
     """
 
     dictionary: Dictionary
     feature: int
 
     def __post_init__(self) -> None:
-        self.dictionary.targets({self.feature: 1.0})
+        self.dictionary.check_scales({self.feature: 1.0})
 
     @property
     def name(self) -> str:

@@ -94,7 +94,7 @@ def decompose(
     Raises:
         UserError: a transcoder, a vector of another width, or of zeros.
     """
-    dictionary.check_steerable()
+    dictionary.check_one_place()
     directions = dictionary.coder.W_dec.detach().float()
     v = v.detach().to(directions)
     if len(v) != dictionary.d_in:

@@ -4,14 +4,14 @@ from monosemy.intervene.circuits import Circuit, carried, find_circuit, predicte
 from monosemy.intervene.edges import Edge, edges
 from monosemy.intervene.edits import FeatureEdit
 from monosemy.intervene.nodes import ERROR, Effects, Node, NodeEffects, agreement
-from monosemy.intervene.pair import SteeringPair, Written
+from monosemy.intervene.pair import SteeringPair
 from monosemy.intervene.patching import Patching
 from monosemy.intervene.positions import Firing, Positions
 from monosemy.intervene.prompts import fitting
 from monosemy.intervene.sides import PairSides, Sides, TextSides
-from monosemy.intervene.steer import Steered, clamped, steer, touched_by, write_both
+from monosemy.intervene.steer import Measured, Steered, steer, steer_measured, touched_by
 from monosemy.intervene.vectors import SteeringVector, VectorEdit
-from monosemy.intervene.words import parse_change, parse_positions
+from monosemy.intervene.words import parse_change, parse_positions, split_edits
 
 __all__ = [
     "ERROR",
@@ -20,6 +20,7 @@ __all__ = [
     "Effects",
     "FeatureEdit",
     "Firing",
+    "Measured",
     "Node",
     "NodeEffects",
     "PairSides",
@@ -31,17 +32,16 @@ __all__ = [
     "SteeringVector",
     "TextSides",
     "VectorEdit",
-    "Written",
     "agreement",
     "carried",
-    "clamped",
     "edges",
     "find_circuit",
     "fitting",
     "parse_change",
     "parse_positions",
     "predicted",
+    "split_edits",
     "steer",
+    "steer_measured",
     "touched_by",
-    "write_both",
 ]

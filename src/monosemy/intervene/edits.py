@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monosemy.coders import Change, Dictionary, ErrorTerm, changed
+from monosemy.errors import UserError
 from monosemy.intervene.positions import Positions, check_positions, edited_positions
 from monosemy.lm import LM, Call, Edit
 
@@ -16,6 +18,9 @@ from monosemy.lm import LM, Call, Edit
 @dataclass(frozen=True)
 class FeatureEdit:
     """Changes of a dictionary's features, to be put into a model: `with lm.edit(edit)`.
+
+    A transcoder's features fire on its input, as edits before this one left it, and what their
+    changes add up to is added at its target: y + (z' - z) W_dec.
 
     Attributes:
         dictionary: whose features.
@@ -38,11 +43,15 @@ class FeatureEdit:
         for change in self.changes:
             for feature in change.features:
                 self.dictionary.check_feature(feature)
-            self.dictionary.targets(change.amounts())
+            self.dictionary.check_scales(change.amounts())
         check_positions(self.positions, self.dictionary)
 
     def hooks(self, lm: LM) -> Mapping[str, Edit]:
-        """Return what `LM.edit` puts where; of a transcoder, its input is read as well."""
+        """Return what `LM.edit` puts where; of a transcoder, its input is read as well.
+
+        Raises:
+            UserError: in a forward pass, where a transcoder's input comes after its target.
+        """
         here, there = self.dictionary.hookpoint, self.dictionary.explains
         strength = {
             feature: float(self.dictionary.strength[feature])
@@ -52,11 +61,17 @@ class FeatureEdit:
         inputs: list[Tensor] = []
 
         def read(x: Tensor, tokens: Tensor | None) -> Tensor:
-            inputs.append(x)
+            # In place of that of a pass which ended early; later code may change x (Falcon).
+            inputs[:] = [x.clone()]
             return x
 
         def write(y: Tensor, tokens: Tensor | None) -> Tensor:
-            x = inputs.pop() if here != there else y
+            if here != there and not inputs:
+                raise UserError(
+                    f"`{here}` comes after `{there}` in the model, where its features write",
+                    "steer by a transcoder whose input comes before its target",
+                )
+            x = y if here == there else inputs.pop()
             mask = self.where(x, lm.call)
             if not mask.any():
                 return y
@@ -84,4 +99,6 @@ class FeatureEdit:
 
     def where(self, x: Float[Tensor, "batch time d"], call: Call) -> Bool[Tensor, "batch time"]:
         """Return the positions of a forward call at which the edit acts."""
+        if not self.changes and self.error == "keep":
+            return torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         return edited_positions(self.positions, x, call, self.dictionary)

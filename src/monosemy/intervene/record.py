@@ -143,7 +143,7 @@ def _told(carrying: Carrying) -> dict[str, Any]:
 
 
 def _read(told: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {
+    parts: dict[str, Any] = {
         "examples": [MinimalPair(**one) for one in told["examples"]],
         "sites": [SiteRecord(**one) for one in told["sites"]],
         "nodes": [NodeRecord(**one) for one in told["nodes"]],

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from monosemy.coders import Clamp, Dictionary, attach
+from monosemy.coders import Dictionary, attach
 from monosemy.intervene.edits import FeatureEdit
-from monosemy.intervene.pair import Written
 from monosemy.lm import LM, Continuation
 from monosemy.metrics.diversity import distinct_n
 
@@ -63,18 +62,27 @@ def steer(
         UserError: a dictionary that does not fit, or a prompt empty or too long.
     """
     attach(edits[0].dictionary, lm)
-    through = FeatureEdit(edits[0].dictionary, [], error="drop")
     found = []
-    for edit in (None, through, *edits):
-        with lm.edit(edit) if edit is not None else nullcontext():
+    for edit in (None, _through(edits[0].dictionary), *edits):
+        with _edited(lm, edit):
             written = lm.write(
                 prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
             )
-        touched = (
-            touched_by(lm, edit, written) if edit is not None else [False] * len(written.tokens)
-        )
-        found.append(Steered(_pieces(lm, written.tokens.tolist()), written.start, touched))
+        found.append(_steered(lm, edit, written))
     return found
+
+
+def _through(dictionary: Dictionary) -> FeatureEdit:
+    return FeatureEdit(dictionary, [], error="drop")
+
+
+def _edited(lm: LM, edit: FeatureEdit | None) -> AbstractContextManager[None]:
+    return nullcontext() if edit is None else lm.edit(edit)
+
+
+def _steered(lm: LM, edit: FeatureEdit | None, written: Continuation) -> Steered:
+    touched = [False] * len(written.tokens) if edit is None else touched_by(lm, edit, written)
+    return Steered(_pieces(lm, written.tokens.tolist()), written.start, touched)
 
 
 def touched_by(lm: LM, edit: FeatureEdit, written: Continuation) -> list[bool]:
@@ -97,88 +105,93 @@ def _pieces(lm: LM, ids: list[int]) -> list[str]:
     pieces, before = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-        whole = not text.endswith("\N{REPLACEMENT CHARACTER}")  # the rest of a character follows
+        # The rest of a character may follow.
+        whole = not text.endswith("\N{REPLACEMENT CHARACTER}") or end == len(ids)
         pieces.append(text[len(before) :] if whole else "")
         before = text if whole else before
     return pieces
 
 
-@contextmanager
-def clamped(lm: LM, dictionary: Dictionary, scales: Mapping[int, float]) -> Iterator[None]:
-    """Clamp several features at once in every forward pass of the block, special tokens excepted.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A continuation of a prompt, and how likely it is.
 
-    Args:
-        lm: the model.
-        dictionary: whose features.
-        scales: feature -> strength, in multiples of its largest activation on held-out text.
-
-    Raises:
-        UserError: no such feature, one that never fired, or a transcoder.
+    Attributes:
+        written: the text, and where it was edited.
+        by_original: mean log-probability of a written token under the model as it is, nats.
+        by_steered: the same under the edited model.
+        distinct: n -> share of its n-grams of tokens that are different ones, for n = 1, 2, 3.
     """
-    with lm.edit(FeatureEdit(dictionary, [Clamp(scales)])):
-        yield
+
+    written: Steered
+    by_original: float
+    by_steered: float
+    distinct: dict[int, float]
 
 
-def write_both(
+def steer_measured(
     lm: LM,
-    dictionary: Dictionary,
-    scales: Mapping[int, float],
+    edit: FeatureEdit,
     prompt: str,
     *,
+    through: bool = False,
     max_new_tokens: int = 60,
     temperature: float = 0.0,
     seed: int = 0,
     heard: Callable[[str, str], None] | None = None,
-) -> tuple[Written, Written]:
-    """Continue a prompt with and without some features clamped, and measure what that did.
+) -> dict[str, Measured]:
+    """Continue a prompt with and without an edit, and measure what that did.
 
     Args:
         lm: the model.
-        dictionary: whose features; it must fit the model (see `attach`).
-        scales: feature -> strength, in multiples of its largest activation on held-out text.
+        edit: of a dictionary that fits the model (see `attach`).
         prompt: text to continue.
-        max_new_tokens: length of both continuations.
+        through: continue it through the dictionary as well, as `steer` does.
+        max_new_tokens: length of each continuation.
         temperature: 0 is greedy.
-        seed: of the sampling, the same for both.
-        heard: called after each token with "original" or "steered" and what is written so far;
-            what it raises ends the writing.
+        seed: of the sampling, the same for all.
+        heard: called after each token with `original`, `through` or `steered` and what is written
+            so far; what it raises ends the writing.
 
     Returns:
-        What the model wrote by itself, and what it wrote steered.
+        What was written by the model as it is, through the dictionary, and under the edit:
+        `original`, `through` if that was asked for, and `steered`.
 
     Raises:
-        UserError: as `clamped`, or the prompt is empty or too long.
+        UserError: the prompt is empty or too long.
     """
-    steering = partial(clamped, lm, dictionary, scales)
-
-    def write(side: str) -> Continuation:
-        return lm.write(
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            heard=partial(heard, side) if heard else None,
+    edits: dict[str, FeatureEdit | None] = {"original": None}
+    if through:
+        edits["through"] = _through(edit.dictionary)
+    edits["steered"] = edit
+    texts = {}
+    for side, its in edits.items():
+        with _edited(lm, its):
+            texts[side] = lm.write(
+                prompt,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                heard=partial(heard, side) if heard else None,
+            )
+    by_original = {side: _log_probability(lm, text) for side, text in texts.items()}
+    with lm.edit(edit):
+        by_steered = {side: _log_probability(lm, text) for side, text in texts.items()}
+    return {
+        side: Measured(
+            _steered(lm, edits[side], text),
+            by_original[side],
+            by_steered[side],
+            {n: distinct_n(text.tokens[text.start :].tolist(), n) for n in (1, 2, 3)},
         )
-
-    original = write("original")
-    with steering():
-        steered = write("steered")
-    by_original = [_log_probability(lm, text) for text in (original, steered)]
-    with steering():
-        by_steered = [_log_probability(lm, text) for text in (original, steered)]
-    first, second = zip(by_original, by_steered, strict=True)
-    return _written(original, *first), _written(steered, *second)
+        for side, text in texts.items()
+    }
 
 
 def _log_probability(lm: LM, written: Continuation) -> float:
     """Return the mean over written tokens, in nats; what predicts a token stands before it."""
     tokens, start = written.tokens, written.start
-    logits = lm.logits(tokens[None])[0, start - 1 : -1].float()
+    with lm.prompted(start):
+        logits = lm.logits(tokens[None])[0, start - 1 : -1].float()
     each = logits.log_softmax(-1).gather(-1, tokens[start:, None])
     return float(each.double().mean())
-
-
-def _written(written: Continuation, by_original: float, by_steered: float) -> Written:
-    new = written.tokens[written.start :].tolist()
-    distinct = {n: distinct_n(new, n) for n in (1, 2, 3)}
-    return Written(written.text, len(new), by_original, by_steered, distinct)

@@ -220,7 +220,7 @@ def code_difference(sides: Sides, dictionary: Dictionary) -> Float[Tensor, " wid
     Raises:
         UserError: a transcoder, or a dictionary of another width.
     """
-    dictionary.check_steerable()
+    dictionary.check_one_place()
     means = _Means()
     name = dictionary.hookpoint
     for activations, weights in sides.activations([name]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -31,7 +32,12 @@ def parse_change(text: str) -> Change:
         return _VERBS[verb](rest.strip())
     except (KeyError, ValueError) as error:
         allowed = ", ".join(f"`{form}`" for form in _FORMS)
-        raise UserError(f"`{text}` is no edit", f"forms: {allowed}") from error
+        raise UserError(f"`{text[:60]}` is no edit", f"forms: {allowed}") from error
+
+
+def split_edits(text: str) -> list[str]:
+    """Return the edits of a text that has them one after another, semicolons between them."""
+    return [part.strip() for part in text.split(";") if part.strip()]
 
 
 def parse_positions(text: str) -> Positions:
@@ -47,7 +53,7 @@ def parse_positions(text: str) -> Positions:
     if fires := re.fullmatch(r"fires (\d+)", text):
         return Firing(int(fires[1]))
     raise UserError(
-        f"`{text}` says no positions", "allowed: all, prompt, generated, 3:10, `fires 28`"
+        f"`{text[:60]}` says no positions", "allowed: all, prompt, generated, 3:10, `fires 28`"
     )
 
 
@@ -61,8 +67,15 @@ def _amounts(text: str) -> dict[int, float]:
         feature, equals, amount = part.partition("=")
         if not equals or int(feature) in found:
             raise ValueError(part)
-        found[int(feature)] = float(amount)
+        found[int(feature)] = _amount(amount)
     return found
+
+
+def _amount(text: str) -> float:
+    amount = float(text)
+    if not math.isfinite(amount):
+        raise ValueError(text)
+    return amount
 
 
 def _pair(text: str) -> Swap:
@@ -75,7 +88,7 @@ _VERBS: Mapping[str, Callable[[str], Change]] = {
     "add": lambda text: Add(_amounts(text)),
     "scale": lambda text: Scale(_amounts(text)),
     "ablate": lambda text: ablate(_features(text)),
-    "suppress": lambda text: SuppressAll(float(text)),
+    "suppress": lambda text: SuppressAll(_amount(text)),
     "swap": _pair,
     "project-out": lambda text: ProjectOut(tuple(_features(text))),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monosemy.artefact import write_text
-from monosemy.coders import Dictionary
+from monosemy.coders import Clamp, Dictionary
 from monosemy.errors import UserError
 from monosemy.evaluation import Evaluation, evaluate, open_dictionary_corpus
 from monosemy.interpret import (
@@ -23,7 +23,7 @@ from monosemy.interpret import (
     choose_features,
     describe,
 )
-from monosemy.intervene import SteeringPair
+from monosemy.intervene import FeatureEdit, SteeringPair
 from monosemy.lm import LM
 from monosemy.report.page import ReportData, write_report
 
@@ -85,8 +85,7 @@ def report_run(
         named = describe(features.index, lm, dictionary)
     chosen = choose_features(features)
     views = [features[i] for i in chosen]
-    can_steer = lm.is_causal and not dictionary.is_transcoder
-    steering = choose_steering(lm, dictionary, views, prompt) if can_steer else []
+    steering = choose_steering(lm, dictionary, views, prompt) if lm.is_causal else []
     data = ReportData(
         title=run_title(dictionary, lm.name),
         run=run_facts(dictionary, lm.name, corpus.name, found.context) | (facts or {}),
@@ -121,7 +120,7 @@ def choose_steering(
         words |= {e.tokens[e.peak] for e in view.exemplars}
         scored = []
         for scale in STEER_SCALES:
-            with lm.steer(dictionary, feature=view.id, scale=scale):
+            with lm.edit(FeatureEdit(dictionary, [Clamp({view.id: scale})])):
                 pair = SteeringPair(view.id, scale, prompt, original, write())
             scored.append((_telling(pair, words), pair))
         best.append(max(scored, key=lambda entry: entry[0]))

@@ -1,5 +1,5 @@
 "use strict";
-// Chooses features and strengths, and shows what the model writes while it writes.
+// Chooses edits of features, and shows what the model writes while it writes.
 
 const form = document.getElementById("asked");
 const at = (id) => document.getElementById(id);
@@ -8,35 +8,71 @@ const make = (tag, properties, ...inside) => {
   made.append(...inside);
   return made;
 };
+const show = (element, shown) => {
+  element.hidden = !shown; // and what is not shown is not asked for
+  for (const input of [element, ...element.querySelectorAll("input")]) input.disabled = !shown;
+};
 
-// --- features and their strengths ---
+// --- edits ---
 
-const RANGE = 3; // strength at the ends of a slider; the number beside it takes more
+const RANGE = 3; // amount at the ends of a slider; the number beside it takes more
+const VERBS = { clamp: "clamp to", add: "add", scale: "scale by", ablate: "ablate", swap: "swap with", "project-out": "project out" };
+const TAKES_AMOUNT = new Set(["clamp", "add", "scale", "suppress"]);
+let made = 0;
 
-function keep() {
-  at("features").value = [...at("rows").children]
-    .map((row) => `${row.dataset.feature}:${row.querySelector("[type=number]").value || 0}`)
-    .join(",");
+function inWords(row) {
+  const [feature, verb] = [row.dataset.feature, row.querySelector("select")?.value ?? "suppress"];
+  const [amount, other] = ["amount", "other"].map((name) => row.querySelector(`.${name}`).value);
+  if (verb === "suppress") return `suppress ${amount || 0}`;
+  if (verb === "swap") return `swap ${feature},${other}`;
+  return TAKES_AMOUNT.has(verb) ? `${verb} ${feature}=${amount || 0}` : `${verb} ${feature}`;
 }
 
-function addRow(feature, called, scale) {
-  const id = `strength-${feature}`;
-  const slider = make("input", { type: "range", min: -RANGE, max: RANGE, step: 0.1, value: scale });
-  const number = make("input", { type: "number", id, step: "any", min: -100, max: 100 });
-  number.value = scale;
-  slider.setAttribute("aria-label", `strength of feature ${feature}, coarsely`);
+function keep() {
+  at("edits").value = [...at("rows").children].map(inWords).join("; ");
+}
+
+function addRow({ verb, feature, called = "", amount = 1, other = "" }, first = false) {
+  made += 1;
+  const id = `amount-${made}`;
+  const [low, step] = verb === "suppress" ? [0, 0.05] : [-RANGE, 0.1];
+  const what = feature === undefined ? "all features" : `feature ${feature}`;
+  const slider = make("input", { type: "range", min: low, max: -low || 1, step, value: amount });
+  const number = make("input", { type: "number", id, className: "amount", step: "any", min: -100, max: 100, value: amount });
+  const partner = make("input", { type: "number", className: "other", step: 1, min: 0, required: true, value: other });
   const remove = make("button", { type: "button", textContent: "Remove" });
-  remove.setAttribute("aria-label", `remove feature ${feature}`);
-  const link = make("a", { href: form.dataset.page + feature, textContent: String(feature) });
-  const label = make("label", { htmlFor: id }, make("span", { className: "sr", textContent: "strength of feature " }),
-    link, " ", make("span", { className: "called", textContent: called }));
-  const row = make("li", {}, label, slider, number, remove);
-  row.dataset.feature = feature;
+  const kind = make("select", {}, ...Object.entries(VERBS).map(([value, textContent]) => make("option", { value, textContent })));
+  kind.setAttribute("aria-label", `edit of ${what}`);
+  slider.setAttribute("aria-label", `amount for ${what}, coarsely`);
+  partner.setAttribute("aria-label", `feature to swap with ${what}`);
+  remove.setAttribute("aria-label", `remove edit of ${what}`);
+  const label = make("label", { htmlFor: id }, make("span", { className: "sr", textContent: "amount for " }));
+  const row = make("li", {}, label);
+  if (feature === undefined) {
+    label.append("All features ");
+    row.append(make("span", { className: "verb", textContent: "scale by" }));
+  } else {
+    row.dataset.feature = feature;
+    label.append(make("a", { href: form.dataset.page + feature, textContent: String(feature) }), " ", make("span", { className: "called", textContent: called }));
+    row.append(kind);
+    kind.value = verb;
+  }
+  const fit = () => {
+    const chosen = feature === undefined ? verb : kind.value;
+    for (const input of [slider, number]) show(input, TAKES_AMOUNT.has(chosen));
+    show(partner, chosen === "swap");
+    keep();
+  };
+  row.append(slider, number, partner, remove);
+  kind.addEventListener("change", fit);
   slider.addEventListener("input", () => { number.value = slider.value; keep(); });
   number.addEventListener("input", () => { slider.value = number.value; keep(); });
+  partner.addEventListener("input", keep);
   remove.addEventListener("click", () => { row.remove(); keep(); at("find").focus(); });
-  at("rows").append(row);
-  keep();
+  if (first) at("rows").prepend(row);
+  else at("rows").append(row);
+  fit();
+  return number;
 }
 
 async function find() {
@@ -53,10 +89,10 @@ async function find() {
   const choices = found.filter((one) => !chosen.has(String(one.feature))).map((one) => {
     const choice = make("button", { type: "button" }, `${one.feature} `, make("span", { className: "called", textContent: one.called }));
     choice.addEventListener("click", () => {
-      addRow(one.feature, one.called, 1);
+      const number = addRow({ verb: "clamp", ...one });
       at("found").replaceChildren();
       at("find").value = "";
-      at(`strength-${one.feature}`).focus();
+      number.focus();
     });
     return make("li", {}, choice);
   });
@@ -65,12 +101,13 @@ async function find() {
   if (choices.length === 1 && /^\d+$/.test(words)) choices[0].querySelector("button").click();
 }
 
-const given = [...at("rows").children].map((row) => row.dataset);
+const given = [...at("rows").children].map((row) => ({ ...row.dataset }));
 at("rows").replaceChildren();
-for (const { feature, called, scale } of given) addRow(feature, called, scale);
-at("plain").hidden = true;
+for (const step of given) addRow(step);
+keep();
 at("adding").hidden = false;
 at("add").addEventListener("click", find);
+at("all").addEventListener("click", () => addRow({ verb: "suppress", amount: 0.5 }, true).focus());
 at("find").addEventListener("keydown", (event) => {
   if (event.key === "Enter") {
     event.preventDefault();
@@ -78,35 +115,73 @@ at("find").addEventListener("keydown", (event) => {
   }
 });
 
+// --- where they act ---
+
+function place() {
+  const where = at("where").value;
+  for (const one of document.querySelectorAll("[data-where]")) show(one, one.dataset.where === where);
+  const words = { range: `${at("from").value}:${at("to").value}`, fires: `fires ${at("firing").value}` };
+  at("positions").value = words[where] ?? where;
+}
+
+const [, from, to, firing] = at("positions").value.match(/^(?:(\d+):(\d+)|fires (\d+))$/) ?? [];
+at("where").value = from ? "range" : firing ? "fires" : at("positions").value;
+at("from").value = from ?? 0;
+at("to").value = to ?? 10;
+at("firing").value = firing ?? at("rows").firstElementChild?.dataset.feature ?? 0;
+for (const id of ["where", "from", "to", "firing"]) at(id).addEventListener("input", place);
+place();
+
 // --- writing ---
 
 let running = null;
 
-function show(texts) {
+const SIDES = { original: "original", through: "by-dictionary", steered: "steered" };
+
+function tell(texts) {
   const { original, steered } = texts;
   let shared = 0;
   while (shared < original.length && original[shared] === steered[shared]) shared += 1;
-  for (const side of ["original", "steered"]) {
-    at(side).replaceChildren(
+  for (const [side, id] of Object.entries(SIDES)) {
+    const common = side === "through" ? 0 : shared;
+    at(id).replaceChildren(
       make("span", { className: "prompt", textContent: texts.prompt }),
-      make("span", { className: "shared", textContent: texts[side].slice(0, shared) }),
-      make("span", { className: "own", textContent: texts[side].slice(shared) }),
+      make("span", { className: "shared", textContent: texts[side].slice(0, common) }),
+      make("span", { className: "own", textContent: texts[side].slice(common) }),
     );
   }
 }
 
+// The edited text again, token by token: what the edit acted on is underlined.
+function mark({ tokens, prompt, touched }, texts) {
+  const whole = tokens.slice(prompt).join("");
+  let same = 0;
+  while (same < whole.length && whole[same] === texts.original[same]) same += 1;
+  const start = tokens.slice(0, prompt).join("").length;
+  let end = 0;
+  at("steered").replaceChildren(...tokens.map((textContent, number) => {
+    end += textContent.length;
+    const kind = number < prompt ? "given" : end - start <= same ? "shared" : "own";
+    return make("span", { className: touched[number] ? `${kind} touched` : kind, textContent });
+  }));
+  const count = touched.filter(Boolean).length;
+  at("acted").textContent = `The edit acts on ${count} of ${tokens.length} tokens${count ? ", underlined" : ""}.`;
+  at("acted").hidden = false;
+}
+
 function conclude({ said, figures }) {
-  const head = ["", "text as it is", "steered text"].map((name) => make("th", { scope: "col", textContent: name }));
+  const names = figures[0].length === 3 ? ["as it is", "edited"] : ["as it is", "through the dictionary", "edited"];
+  const head = ["", ...names].map((name) => make("th", { scope: "col", textContent: name }));
   const rows = figures.map(([name, ...values]) => make("tr", {}, make("th", { scope: "row", textContent: name }),
     ...values.map((value, number) => {
       const cell = make("td", { textContent: value });
-      cell.dataset.column = ["as it is", "steered"][number];
+      cell.dataset.column = names[number];
       return cell;
     })));
   at("outcome").replaceChildren(
     make("p", { className: "verdict", textContent: said }),
     make("table", { className: "list" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)),
-    make("p", { className: "note", textContent: "Log-probabilities are means over the written tokens, in nats a token. Distinct-n is the share of runs of n tokens that are different ones: repetition lowers it. Both texts have the same seed." }),
+    make("p", { className: "note", textContent: "Log-probabilities are means over the written tokens, in nats a token. Distinct-n is the share of runs of n tokens that are different ones: repetition lowers it. All texts have the same seed." }),
   );
 }
 
@@ -122,20 +197,22 @@ async function* linesOf(answer) {
   }
 }
 
-async function write() {
+async function write(remember = "pushState") {
   running?.abort();
   const mine = (running = new AbortController());
   const asked = new URLSearchParams(new FormData(form));
   const address = `?${asked}`;
-  if (address !== location.search && address.length <= 4000) history.pushState(null, "", address);
-  const texts = { prompt: at("prompt").value, original: "", steered: "" };
+  if (address !== location.search && address.length <= 4000) history[remember](null, "", address);
+  const texts = { prompt: at("prompt").value, original: "", through: "", steered: "" };
   at("error").textContent = "";
   at("outcome").replaceChildren();
+  at("acted").hidden = true;
+  at("by-dictionary").parentElement.hidden = !at("through").checked;
   at("texts").hidden = false;
   at("texts").setAttribute("aria-busy", "true");
   at("stop").disabled = false;
   at("status").textContent = "Asking the model …";
-  show(texts);
+  tell(texts);
   let ended = false;
   try {
     const answer = await fetch(form.dataset.text, { method: "POST", body: asked, signal: mine.signal });
@@ -145,9 +222,10 @@ async function write() {
         at("status").textContent = line.waiting ? "The model is busy with another text; this one is next." : "Writing …";
       } else if ("side" in line) {
         texts[line.side] = line.text;
-        show(texts);
+        tell(texts);
       } else if ("error" in line) throw line;
       else {
+        mark(line.edited, texts);
         conclude(line);
         ended = true;
       }
@@ -172,4 +250,4 @@ form.addEventListener("submit", (event) => {
 });
 at("stop").addEventListener("click", () => running?.abort());
 addEventListener("popstate", () => location.reload());
-if (new URLSearchParams(location.search).get("prompt")) write();
+if (new URLSearchParams(location.search).get("prompt")) write("replaceState"); // so that one step back leaves the page
