@@ -220,7 +220,7 @@ def _edges(circuit: Circuit) -> list[EdgeRecord]:
 def _tell(record: CircuitRecord) -> None:
     console.print(
         f"{record.name}: {len(record.nodes)} of {record.found:,} nodes with an effect, "
-        f"{len(record.edges)} edges, at {len(record.sites)} hook points"
+        f"{len(record.edges)} edges; hook points: {', '.join(site.name for site in record.sites)}"
     )
     console.print(_nodes_table(record))
     console.print(_carried_table(record))
