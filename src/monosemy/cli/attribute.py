@@ -11,11 +11,10 @@ import tyro
 from rich.table import Table
 
 from monosemy.artefact import write_text
-from monosemy.cli.console import console
+from monosemy.cli.console import console, names_of
 from monosemy.coders import Dictionary
 from monosemy.corpus.minimal_pairs import minimal_pairs
 from monosemy.errors import UserError
-from monosemy.index import Index
 from monosemy.intervene import ERROR, Node, NodeEffects, Patching, agreement, fitting
 from monosemy.intervene.nodes import Site
 from monosemy.intervene.patching import Method, Metric, Receiver
@@ -68,7 +67,7 @@ class Command:
         strongest = effects.strongest(max(self.top, self.exact))
         measured = patching.exact(strongest.nodes[: self.exact]) if self.exact else None
         labels = {
-            site.name: _names(folder)
+            site.name: names_of(folder)
             for site, folder in zip(map(Site, dictionaries), self.run_folders, strict=True)
         }
         rows = [_row(node, strongest, measured, labels) for node in strongest.nodes]
@@ -122,13 +121,6 @@ class Command:
             receiver=self.receiver,
             unequal=self.unequal,
         )
-
-
-def _names(folder: Path) -> dict[int, list[str]]:
-    """Return what a run's features are called; nothing where there is no index."""
-    if not (folder / "index").is_dir():
-        return {}
-    return Index.open(folder).names
 
 
 def _row(
