@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from handmade import exact, make_transcoder
 
+from monosemy.cli.main import main
 from monosemy.coders import Dictionary, ablate
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
@@ -272,3 +274,69 @@ def test_an_earlier_dictionary_is_not_later(run: Run, corpus: Corpus, index: Ind
         feature_effects(
             run.lm, run.dictionary, index.live[:2], index, later=earlier, context=CONTEXT
         )
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(
+    run: Run, corpus: Corpus, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("effects") / "run"
+    named = replace(run.dictionary.provenance, model=str(checkpoint))
+    dictionary = replace(run.dictionary, provenance=named)
+    dictionary.save_pretrained(folder / "dictionary")
+    build_index(dictionary, run.lm, corpus, folder / "index", tokens=1500)
+    return folder
+
+
+SMALL_TEXTS = ("--windows", str(WINDOWS), "--context", str(CONTEXT))
+
+
+def test_the_command_prints_a_table_and_says_whether_like_features_act_alike(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "effects.json"
+    asked = ["--count", "24", "--later", str(folder), "--json", str(out), *SMALL_TEXTS]
+    main(["effects", str(folder), *asked])
+    said = capsys.readouterr().out
+    for words in ("KL, nats", "doubled", "later features", "direction: ", "cluster: ", "permuted"):
+        assert words in said
+    assert "Effects of features of like direction are" in said and "logit lens" in said
+    values = json.loads(out.read_text())
+    kept = Index.open(folder).table(EFFECTS)
+    assert {row["feature"]: row for row in values["features"]} == kept and len(kept) >= 10
+    assert values["likeness"]["direction"]["features"] == len(kept)
+    row = next(iter(kept.values()))
+    assert row["later"]["run"] == "run" and row["later"]["hookpoint"] == "layers.1"
+    assert row["later"]["dictionary"] == Index.open(folder).manifest["dictionary"]
+
+
+def test_named_features_are_all_listed_and_too_few_to_compare(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = draw_features(Index.open(folder), 3)
+    main(["effects", str(folder), "--features", *map(str, chosen), *SMALL_TEXTS])
+    said = capsys.readouterr().out
+    listed = [int(n) for n in re.findall(r"^ +(\d+) .*ablated", said, re.MULTILINE)]
+    missing = re.findall(r"\d+", said.partition("such texts: ")[2].partition("\n")[0])
+    assert listed and sorted([*listed, *map(int, missing)]) == chosen
+    assert "it takes 10 features" in said and "direction: " not in said
+
+
+def test_the_command_refuses_in_a_sentence(
+    folder: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = run.dictionary.save_pretrained(tmp_path / "other" / "dictionary").parent
+    for wrong, told in (
+        ((str(folder), "--features", "96"), "there is no feature 96"),
+        ((str(folder), "--later", str(other)), "is of the model LlamaForCausalLM"),
+        ((str(folder), "--later", str(tmp_path / "none")), "no folder"),
+        ((str(folder), "--context", "33"), "texts of 33 tokens"),
+        ((str(folder), "--count", "0"), "effects of 0 features"),
+        ((str(tmp_path / "none"),), "no folder"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["effects", *wrong])
+        assert caught.value.code == 2 and told in capsys.readouterr().err

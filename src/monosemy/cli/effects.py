@@ -38,7 +38,7 @@ from monosemy.report.numbers import figure
 from monosemy.report.tokens import visible
 
 _SHOWN, _TOKENS, _LATER = 20, 3, 2
-"""Features listed, and tokens and later features of each."""
+"""Features listed, and tokens and later features of each; one token less beside the latter."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Command:
     """A run."""
     features: tuple[int, ...] = ()
     """Numbers of features; default `--count` of them, from rare to frequent."""
-    count: int = 100
+    count: int = 200
     """Features to draw where none is named."""
     later: Path | None = None
     """Another run, at a hook point further on: which of its features change?"""
@@ -195,10 +195,11 @@ def _table(
     # Rich narrows only columns that may wrap; their cells are cut instead.
     for heading in ("raises", "lowers", *(("later features",) if called is not None else ())):
         table.add_column(heading)
+    count = _TOKENS if called is None else _TOKENS - 1
     for row in rows:
         name = next(iter(index.names.get(row["feature"], [])), "")
         for what, first in (("ablated", (str(row["feature"]), name)), ("doubled", ("", ""))):
-            ends = [_tokens(index, row[what][end]) for end in ("raised", "lowered")]
+            ends = [_tokens(index, row[what][end][:count]) for end in ("raised", "lowered")]
             cells = [*first, what, figure(row[f"kl_{what}"], 2), *ends]
             if called is not None and what == "ablated":
                 cells.append(_later_features(row["later"]["features"], called))
@@ -206,12 +207,12 @@ def _table(
     return table
 
 
-def _tokens(index: Index, changes: Sequence[tuple[int, float]]) -> str:
+def _tokens(index: Index, changes: Sequence[list]) -> str:
     words = index.text.vocabulary
-    return "  ".join(f"{visible(words[t])} {change:+.2f}" for t, change in changes[:_TOKENS])
+    return "  ".join(f"{visible(words[t])} {change:+.2f}" for t, change in changes)
 
 
-def _later_features(changes: Sequence[tuple[int, float]], called: dict[int, list[str]]) -> str:
+def _later_features(changes: Sequence[list], called: dict[int, list[str]]) -> str:
     told = [
         f"{feature} {change:+.2f} {next(iter(called.get(feature, [])), '')}".strip()
         for feature, change in changes[:_LATER]

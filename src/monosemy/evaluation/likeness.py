@@ -103,12 +103,15 @@ class LensAgreement:
 
     Attributes:
         correlations: [n], Pearson's over tokens, of the lens and the effect of each feature.
-        median: theirs.
+        share: of the variance of all effects over tokens that the lens tells, each scaled to fit:
+            large effects count most.
+        median: that of the correlations.
         null: mean and standard deviation of the median, the lens of features permuted.
         p: share of permutations, the data among them, with as large a median.
     """
 
     correlations: Float[np.ndarray, " n"]
+    share: float
     median: float
     null: tuple[float, float]
     p: float
@@ -152,10 +155,9 @@ class Likeness:
                 f"cluster, {c.between:.3f} in others, a difference of {_beside(c, 3)}"
             )
         if (lens := self.lens) is not None:
-            mean, deviation = lens.null
             lines.append(
                 f"logit lens: correlates with the effect by {lens.median:.2f}, median of features "
-                f"(lens of another feature: {mean:.2f} ± {deviation:.2f}, p = {lens.p:.3f})"
+                f"(lens of another feature: {_null(lens.null)}, p = {lens.p:.3f})"
             )
         return lines
 
@@ -169,11 +171,10 @@ class Likeness:
             said += f"; those of features of one cluster are {how_like(self.cluster)}"
         if self.lens is None:
             return f"{said}."
-        share = max(self.lens.median, 0) ** 2
-        most = "most" if share >= 0.5 else "less than half"
+        most = "most" if self.lens.share >= 0.5 else "less than half"
         return (
             f"{said}. The logit lens tells {most} of what they change in the logits "
-            f"({share:.0%} of the variance over tokens); the rest goes through later layers."
+            f"({self.lens.share:.0%} of the variance); the rest goes through later layers."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,11 +186,18 @@ class Likeness:
 
 
 def _beside(found: Agreement | ClusterLikeness, digits: int = 2) -> str:
-    mean, deviation = found.null
     return (
-        f"{found.size:.{digits}f} (features permuted: {mean:.{digits}f} ± {deviation:.{digits}f}, "
+        f"{_shown(found.size, digits)} (features permuted: {_null(found.null, digits)}, "
         f"p = {found.p:.3f})"
     )
+
+
+def _null(null: tuple[float, float], digits: int = 2) -> str:
+    return " ± ".join(_shown(value, digits) for value in null)
+
+
+def _shown(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # never -0.00
 
 
 def agreement(
@@ -296,11 +304,13 @@ def lens_agreement(
         draws: permutations.
         seed: of them.
     """
-    centred = (x - x.mean(1, keepdims=True) for x in (effects, lens))
-    both = cosines(*centred)
+    effects, lens = (x - x.mean(1, keepdims=True) for x in (effects, lens))
+    both, size = cosines(effects, lens), np.square(effects).sum(1)
     n = np.arange(len(effects))
     found, null, p = _permuted(lambda order: float(np.median(both[n, order])), len(n), draws, seed)
-    return LensAgreement(both.diagonal().copy(), found, null, p)
+    own = both.diagonal().copy()
+    share = float((np.square(own.clip(0)) * size).sum() / max(float(size.sum()), 1e-30))
+    return LensAgreement(own, share, found, null, p)
 
 
 def lens_of(
