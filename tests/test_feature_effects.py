@@ -186,8 +186,16 @@ def test_the_lens_tells_all_where_nothing_comes_after() -> None:
     lens = rng.normal(size=(20, 50))
     found = lens_agreement(3 * lens + 1, lens, draws=100)
     assert found.median == pytest.approx(1) and found.p == pytest.approx(1 / 101)
-    assert abs(found.null[0]) < 0.1
+    assert abs(found.null[0]) < 0.1 and found.share == pytest.approx(1)
+    assert np.abs(found.rest).max() < 1e-9
     assert lens_agreement(rng.normal(size=(20, 50)), lens, draws=100).p > 0.01
+    other = rng.normal(size=(20, 50))
+    other -= other.mean(1, keepdims=True)
+    large = other * (np.arange(20) == 0)[:, None] * 100  # one effect that the lens tells nothing of
+    found = lens_agreement(lens + large, lens, draws=10)
+    assert found.median > 0.9 and found.share < 0.3
+    wrong = lens_agreement(-lens, lens, draws=10)  # and one of the wrong sign is not told either
+    assert wrong.median == pytest.approx(-1) and wrong.share == 0
 
 
 def test_after_the_last_layer_effects_are_those_of_the_lens(
@@ -217,6 +225,7 @@ def test_likeness_says_in_words_what_its_figures_are(run: Run, effects: FeatureE
     assert f"{found.direction.correlation:.2f} (features permuted" in said
     assert f"p = {found.direction.p:.3f}" in said and "cluster: " in said and "later" in said
     assert how_like(found.direction) in found.verdict and "lens" not in found.verdict
+    assert found.beyond_lens is None
     assert json.loads(json.dumps(found.to_dict()))["cluster"]["pairs"] == found.cluster.pairs
     alone = np.arange(run.dictionary.width)  # no two are in one
     assert measure_likeness(run.dictionary, effects, alone, draws=10).cluster is None
@@ -301,7 +310,8 @@ def test_the_command_prints_a_table_and_says_whether_like_features_act_alike(
     asked = ["--count", "24", "--later", str(folder), "--json", str(out), *SMALL_TEXTS]
     main(["effects", str(folder), *asked])
     said = capsys.readouterr().out
-    for words in ("KL, nats", "doubled", "later features", "direction: ", "cluster: ", "permuted"):
+    lines = ("direction: ", "direction, beyond the lens: ", "direction, later: ", "cluster: ")
+    for words in ("KL, nats", "doubled", "later features", "permuted", *lines):
         assert words in said
     assert "Effects of features of like direction are" in said and "logit lens" in said
     values = json.loads(out.read_text())

@@ -232,7 +232,7 @@ def _effects(index: Index, feature: int, beside: Iterable[OpenRun]) -> Effects |
             what,
             float(row[f"kl_{what}"]),
             [
-                (title, [(_token(index, t), change) for t, change in row[what][end]])
+                (title, [(index.text.token(t), change) for t, change in row[what][end]])
                 for title, end in (("Raises", "raised"), ("Lowers", "lowered"))
             ],
         )
@@ -266,11 +266,6 @@ def _index_of(run: OpenRun) -> str | None:
         return str(run.features.index.manifest["dictionary"])
     except UserError:
         return None
-
-
-def _token(index: Index, token: int) -> str:
-    vocabulary = index.text.vocabulary
-    return vocabulary[token] if token < len(vocabulary) else str(token)
 
 
 def _patterns(index: Index, feature: int) -> list[tuple[str, str]]:

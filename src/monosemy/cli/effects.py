@@ -55,8 +55,9 @@ class Command:
     """Another run, at a hook point further on: which of its features change?"""
     windows: int = WINDOWS
     """Texts for each feature, at most."""
-    context: int = CONTEXT
-    """Tokens in each, up to where the feature fires."""
+    context: int | None = None
+    """Tokens in each, up to where the feature fires; default 32, or a row of the index if that is
+    shorter."""
     json: Path | None = None
     """Write everything here."""
     seed: int = 0
@@ -72,6 +73,7 @@ class Command:
         later = _open_later(self.later, named)
         index = Look(self.run_folder, device=self.device).look().index
         dictionary, lm = open_dictionary(self.run_folder, None, self.device)
+        context = self.context if self.context is not None else min(CONTEXT, index.text.context)
         asked = self.features or draw_features(index, self.count, seed=self.seed)
         effects = feature_effects(
             lm,
@@ -80,14 +82,14 @@ class Command:
             index,
             later=later.to(lm.device) if later is not None else None,
             windows=self.windows,
-            context=self.context,
+            context=context,
             seed=self.seed,
         )
         lens = lens_of(lm, dictionary, effects, seed=self.seed)
         rows = effect_rows(dictionary, effects, lens, _told_of(self.later, later))
         write_effects(index, rows)
         self._list(index, rows)
-        self._say_measured(asked, effects)
+        _say_measured(asked, effects, context)
         likeness = None
         if len(effects) >= FEWEST:
             clusters = _clusters(index, dictionary)
@@ -95,7 +97,7 @@ class Command:
             _say_likeness(likeness)
         else:
             console.print(f"it takes {FEWEST} features to say whether like ones act alike")
-        self._write(rows, likeness)
+        self._write(rows, likeness, context)
 
     def _list(self, index: Index, rows: Sequence[dict[str, Any]]) -> None:
         most = sorted(rows, key=lambda row: -row["kl_ablated"])
@@ -109,28 +111,14 @@ class Command:
                 style="dim",
             )
 
-    def _say_measured(self, asked: Sequence[int], effects: FeatureEffects) -> None:
-        low, median, high = np.quantile(effects.kl_ablated, (0.1, 0.5, 0.9)).tolist()
-        console.print(
-            f"{len(effects)} features on {int(effects.windows.sum()):,} texts of {self.context} "
-            f"tokens; KL of ablation {figure(median)} nats, median "
-            f"(tenths {figure(low)} and {figure(high)})"
-        )
-        console.print(
-            "a feature's effect on half of its texts and on the other half: cosine "
-            f"{np.median(effects.steady):.2f}, median"
-        )
-        missing = sorted(set(asked) - set(effects.features.tolist()))
-        if missing:
-            listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-            console.print(f"left out, as they fire on fewer than two such texts: {listed}")
-
-    def _write(self, rows: Sequence[dict[str, Any]], likeness: Likeness | None) -> None:
+    def _write(
+        self, rows: Sequence[dict[str, Any]], likeness: Likeness | None, context: int
+    ) -> None:
         if self.json is None:
             return
         values = {
             "windows": self.windows,
-            "context": self.context,
+            "context": context,
             "seed": self.seed,
             "likeness": likeness.to_dict() if likeness is not None else None,
             "features": rows,
@@ -176,6 +164,23 @@ def _clusters(index: Index, dictionary: Dictionary) -> Int[np.ndarray, " width"]
         return None
 
 
+def _say_measured(asked: Sequence[int], effects: FeatureEffects, context: int) -> None:
+    low, median, high = np.quantile(effects.kl_ablated, (0.1, 0.5, 0.9)).tolist()
+    console.print(
+        f"{len(effects)} features on {int(effects.windows.sum()):,} texts of {context} "
+        f"tokens; KL of ablation {figure(median)} nats, median "
+        f"(tenths {figure(low)} and {figure(high)})"
+    )
+    console.print(
+        "a feature's effect on half of its texts and on the other half: cosine "
+        f"{np.median(effects.steady):.2f}, median"
+    )
+    missing = sorted(set(asked) - set(effects.features.tolist()))
+    if missing:
+        listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        console.print(f"left out, as they fire on fewer than two such texts: {listed}")
+
+
 def _say_likeness(likeness: Likeness) -> None:
     console.print()
     for line in likeness.lines():
@@ -208,8 +213,7 @@ def _table(
 
 
 def _tokens(index: Index, changes: Sequence[list]) -> str:
-    words = index.text.vocabulary
-    return "  ".join(f"{visible(words[t])} {change:+.2f}" for t, change in changes)
+    return "  ".join(f"{visible(index.text.token(t))} {change:+.2f}" for t, change in changes)
 
 
 def _later_features(changes: Sequence[list], called: dict[int, list[str]]) -> str:

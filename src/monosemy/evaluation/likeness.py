@@ -102,7 +102,8 @@ class LensAgreement:
     """How far the logit lens, the direct path to the logits, tells what features really change.
 
     Attributes:
-        correlations: [n], Pearson's over tokens, of the lens and the effect of each feature.
+        correlations: Pearson's over tokens, of the lens and the effect of each feature.
+        rest: of each effect, what the lens does not tell.
         share: of the variance of all effects over tokens that the lens tells, each scaled to fit:
             large effects count most.
         median: that of the correlations.
@@ -111,6 +112,7 @@ class LensAgreement:
     """
 
     correlations: Float[np.ndarray, " n"]
+    rest: Float[np.ndarray, "n tokens"]
     share: float
     median: float
     null: tuple[float, float]
@@ -125,6 +127,8 @@ class Likeness:
         direction: cosines of directions against cosines of effects.
         given_texts: the same with the part taken out that the texts explain, on which effects were
             measured: by the cosine of the logits that they have as they are.
+        beyond_lens: as `direction`, of the part of effects that the logit lens does not tell: the
+            lens of like directions is like. None where the dictionary has no logit lens.
         cluster: pairs of one cluster against others; None where there are no clusters.
         later: as `direction`, of effects on later features; None where there are none.
         lens: the logit lens against effects; None where the dictionary has no logit lens.
@@ -132,6 +136,7 @@ class Likeness:
 
     direction: Agreement
     given_texts: Agreement
+    beyond_lens: Agreement | None
     cluster: ClusterLikeness | None
     later: Agreement | None
     lens: LensAgreement | None
@@ -144,6 +149,11 @@ class Likeness:
             f"{_beside(self.direction)} over {n * (n - 1) // 2:,} pairs; by "
             f"{given.correlation:.2f} when what the texts explain is taken out (p = {given.p:.3f})"
         ]
+        if (beyond := self.beyond_lens) is not None:
+            lines.append(
+                "direction, beyond the lens: cosines of directions and of what the logit lens does "
+                f"not tell of effects correlate by {_beside(beyond)}"
+            )
         if self.later is not None:
             lines.append(
                 "direction, later: cosines of directions and of effects on later features "
@@ -167,6 +177,8 @@ class Likeness:
         said = f"Effects of features of like direction are {how_like(self.direction)}"
         if self.direction.p <= LEVEL < self.given_texts.p:
             said += ", though not when what their texts explain is taken out"
+        elif self.beyond_lens is not None and self.direction.p <= LEVEL < self.beyond_lens.p:
+            said += ", though in no more than the direct path to the logits"
         if self.cluster is not None:
             said += f"; those of features of one cluster are {how_like(self.cluster)}"
         if self.lens is None:
@@ -178,10 +190,10 @@ class Likeness:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values, but for single features' correlations."""
+        """Return everything as JSON values, but for what is of single features."""
         values = {"verdict": self.verdict, **asdict(self)}
         if self.lens is not None:
-            del values["lens"]["correlations"]
+            del values["lens"]["correlations"], values["lens"]["rest"]
         return values
 
 
@@ -290,8 +302,8 @@ def cluster_likeness(
 
 
 def lens_agreement(
-    effects: Float[np.ndarray, "n vocab"],
-    lens: Float[np.ndarray, "n vocab"],
+    effects: Float[np.ndarray, "n tokens"],
+    lens: Float[np.ndarray, "n tokens"],
     *,
     draws: int = DRAWS,
     seed: int = 0,
@@ -309,8 +321,10 @@ def lens_agreement(
     n = np.arange(len(effects))
     found, null, p = _permuted(lambda order: float(np.median(both[n, order])), len(n), draws, seed)
     own = both.diagonal().copy()
+    units = lens / np.maximum(np.linalg.norm(lens, axis=1, keepdims=True), 1e-30)
+    rest = effects - (effects * units).sum(1, keepdims=True) * units
     share = float((np.square(own.clip(0)) * size).sum() / max(float(size.sum()), 1e-30))
-    return LensAgreement(own, share, found, null, p)
+    return LensAgreement(own, rest, share, found, null, p)
 
 
 def lens_of(
@@ -359,6 +373,7 @@ def measure_likeness(
     return Likeness(
         compare(directions, effects.ablated),
         compare(directions, effects.ablated, given=effects.original),
+        None if lens is None else compare(directions, lens.rest),
         by_cluster,
         None if effects.later is None else compare(directions, effects.later),
         lens,
