@@ -150,10 +150,22 @@ def test_agreement_of_the_same_is_perfect_and_of_noise_none() -> None:
     turned = one @ np.linalg.qr(rng.normal(size=(8, 8)))[0]
     same = agreement(one, turned, draws=200)
     assert same.correlation == pytest.approx(1) and same.p == pytest.approx(1 / 201)
-    assert how_like(same) == "clearly alike"
+    assert how_like(same) == "clearly alike" and same.interval == pytest.approx((1, 1))
     none = agreement(one, noise, draws=200)
     assert none.p > 0.01 and abs(none.correlation) < 0.3
-    assert abs(same.null[0]) < 0.1
+    assert abs(same.null[0]) < 0.1 and none.interval[0] < 0 < none.interval[1]
+
+
+def test_of_few_features_nothing_is_clear() -> None:
+    rng = np.random.default_rng(1)
+    one = rng.normal(size=(400, 6))
+    other = one @ rng.normal(size=(6, 40)) + 1.5 * rng.normal(size=(400, 40))
+    many = agreement(one, other, draws=100)
+    assert many.interval[0] < many.correlation < many.interval[1]
+    few = agreement(one[:12], other[:12], draws=100)
+    width = few.interval[1] - few.interval[0]
+    assert width > 3 * (many.interval[1] - many.interval[0])
+    assert few.interval[0] < many.correlation < few.interval[1]
 
 
 def test_what_a_third_thing_explains_is_taken_out() -> None:
@@ -172,6 +184,7 @@ def test_clusters_of_like_effects_are_told_from_labels_at_random() -> None:
     effects = np.eye(4)[clusters] + 0.1 * rng.normal(size=(40, 4))
     found = cluster_likeness(effects, clusters, draws=200)
     assert found.within > 0.9 and abs(found.between) < 0.1 and found.p == pytest.approx(1 / 201)
+    assert found.interval[0] > 0.8
     assert found.features == 30 and found.pairs == 3 * 45 and how_like(found) == "clearly alike"
     assert [row.features for row in found.clusters] == [10, 10, 10]
     assert found.clusters[0].within >= found.clusters[1].within
@@ -221,8 +234,8 @@ def test_directions_that_are_all_alike_say_nothing() -> None:
 def test_likeness_says_in_words_what_its_figures_are(run: Run, effects: FeatureEffects) -> None:
     clusters = np.arange(run.dictionary.width) % 3
     found = measure_likeness(run.dictionary, effects, clusters, draws=100)
-    said = "\n".join(found.lines())
-    assert f"{found.direction.correlation:.2f} (features permuted" in said
+    said, (low, high) = "\n".join(found.lines()), found.direction.interval
+    assert f"{found.direction.correlation:.2f} ({low:.2f} to {high:.2f}; features" in said
     assert f"p = {found.direction.p:.3f}" in said and "cluster: " in said and "later" in said
     assert how_like(found.direction) in found.verdict and "lens" not in found.verdict
     assert found.beyond_lens is None

@@ -20,12 +20,15 @@ from monosemy.errors import UserError
 from monosemy.evaluation.feature_effects import FeatureEffects
 from monosemy.interpret.logit_lens import direct_logits
 from monosemy.lm import LM
+from monosemy.metrics import bootstrap_weights, interval
 
 DRAWS = 1000
 LEVEL = 0.05
 """p up to which likeness is not put down to chance."""
 CLEAR = 0.3
-"""Correlation, or difference of mean cosines, from which likeness is called clear."""
+"""Correlation, or difference of mean cosines, from which likeness is called clear: its interval
+lies above."""
+_BOOTSTRAP = 200
 FEWEST = 10
 """Features that it takes."""
 
@@ -36,12 +39,14 @@ class Agreement:
 
     Attributes:
         correlation: Pearson's, over pairs of features, of the two cosines.
+        interval: that holds it with 95% confidence, features drawn anew.
         null: mean and standard deviation of the same, features of one side permuted.
         p: share of permutations, the data among them, that correlate as much (Mantel 1967).
         features: how many.
     """
 
     correlation: float
+    interval: tuple[float, float]
     null: tuple[float, float]
     p: float
     features: int
@@ -76,6 +81,7 @@ class ClusterLikeness:
     Attributes:
         within: mean cosine of effects over pairs of one cluster.
         between: over pairs of different clusters.
+        interval: that holds `within` - `between` with 95% confidence, features drawn anew.
         null: mean and standard deviation of `within` - `between`, clusters of features permuted.
         p: share of permutations, the data among them, with as large a difference.
         features: how many are in a cluster.
@@ -85,6 +91,7 @@ class ClusterLikeness:
 
     within: float
     between: float
+    interval: tuple[float, float]
     null: tuple[float, float]
     p: float
     features: int
@@ -177,8 +184,11 @@ class Likeness:
         said = f"Effects of features of like direction are {how_like(self.direction)}"
         if self.direction.p <= LEVEL < self.given_texts.p:
             said += ", though not when what their texts explain is taken out"
-        elif self.beyond_lens is not None and self.direction.p <= LEVEL < self.beyond_lens.p:
-            said += ", though in no more than the direct path to the logits"
+        if self.beyond_lens is not None:
+            said += (
+                "; beyond the direct path to the logits, which is alike by construction, they are "
+                f"{how_like(self.beyond_lens)}"
+            )
         if self.cluster is not None:
             said += f"; those of features of one cluster are {how_like(self.cluster)}"
         if self.lens is None:
@@ -186,7 +196,7 @@ class Likeness:
         most = "most" if self.lens.share >= 0.5 else "less than half"
         return (
             f"{said}. The logit lens tells {most} of what they change in the logits "
-            f"({self.lens.share:.0%} of the variance); the rest goes through later layers."
+            f"({self.lens.share:.0%} of the variance); the rest goes through the layers between."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,9 +208,10 @@ class Likeness:
 
 
 def _beside(found: Agreement | ClusterLikeness, digits: int = 2) -> str:
+    low, high = (_shown(end, digits) for end in found.interval)
     return (
-        f"{_shown(found.size, digits)} (features permuted: {_null(found.null, digits)}, "
-        f"p = {found.p:.3f})"
+        f"{_shown(found.size, digits)} ({low} to {high}; features permuted: "
+        f"{_null(found.null, digits)}, p = {found.p:.3f})"
     )
 
 
@@ -245,7 +256,9 @@ def agreement(
         return _correlation(a[order][:, order][upper], b)
 
     found, null, p = _permuted(correlate, len(one), draws, seed)
-    return Agreement(found, null, p, len(one))
+    a = a[upper]
+    ends = _bootstrapped(lambda weights: _correlation(a, b, weights), len(one), seed)
+    return Agreement(found, ends, null, p, len(one))
 
 
 def cluster_likeness(
@@ -278,9 +291,13 @@ def cluster_likeness(
             "measure more features",
         )
 
+    near = likeness[upper]
+
     def difference(order: Int[np.ndarray, " n"]) -> float:
-        within, between = _parted(likeness[upper], same[order][:, order][upper])
-        return within - between
+        return float(np.subtract(*_parted(near, same[order][:, order][upper])))
+
+    def weighted(weights: Float[np.ndarray, " pairs"]) -> float:
+        return float(np.subtract(*_parted(near, same[upper], weights)))
 
     _, null, p = _permuted(difference, len(effects), draws, seed)
     rows = []
@@ -292,7 +309,8 @@ def cluster_likeness(
             ClusterRow(cluster, int(mine.sum()), float(inside.mean()), float(outside.mean()))
         )
     return ClusterLikeness(
-        *_parted(likeness[upper], same[upper]),
+        *_parted(near, same[upper]),
+        _bootstrapped(weighted, len(effects), seed),
         null,
         p,
         len(effects),
@@ -384,7 +402,7 @@ def how_like(found: Agreement | ClusterLikeness) -> str:
     """Say in words how alike the effects of like features are."""
     if found.p > LEVEL:
         return "not shown to be more alike than by chance"
-    return "clearly alike" if found.size >= CLEAR else "a little more alike than by chance"
+    return "clearly alike" if found.interval[0] >= CLEAR else "more alike than by chance"
 
 
 def cosines(
@@ -416,17 +434,45 @@ def _permuted(
     return found, (float(null.mean()), float(null.std())), p
 
 
-def _correlation(a: Float[np.ndarray, " pairs"], b: Float[np.ndarray, " pairs"]) -> float:
+def _bootstrapped(
+    statistic: Callable[[Float[np.ndarray, " pairs"]], float], n: int, seed: int
+) -> tuple[float, float]:
+    """Return the interval of a statistic of weighted pairs, features drawn with replacement.
+
+    A pair of a feature and itself, drawn twice, is none.
+    """
+    first, second = np.triu_indices(n, 1)
+    drawn = bootstrap_weights(n, _BOOTSTRAP, seed)
+    found = np.array([statistic(weights[first] * weights[second]) for weights in drawn])
+    known = found[np.isfinite(found)]
+    return interval({"": known})[""] if len(known) else (-np.inf, np.inf)
+
+
+def _correlation(
+    a: Float[np.ndarray, " pairs"],
+    b: Float[np.ndarray, " pairs"],
+    weights: Float[np.ndarray, " pairs"] | None = None,
+) -> float:
     """Return Pearson's correlation; 0 where one side does not vary, as of orthogonal directions."""
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 1e-12 else 0.0
+    weights = np.ones(len(a)) if weights is None else weights
+    a, b = (x - _mean(x, weights) for x in (a, b))
+    size = float(np.sqrt((weights @ (a * a)) * (weights @ (b * b))))
+    return float(weights @ (a * b)) / size if size > 1e-12 else 0.0
 
 
 def _parted(
-    values: Float[np.ndarray, " pairs"], same: Bool[np.ndarray, " pairs"]
+    values: Float[np.ndarray, " pairs"],
+    same: Bool[np.ndarray, " pairs"],
+    weights: Float[np.ndarray, " pairs"] | None = None,
 ) -> tuple[float, float]:
-    return float(values[same].mean()), float(values[~same].mean())
+    """Return the means of pairs that are the same and of those that are not."""
+    weights = np.ones(len(values)) if weights is None else weights
+    return _mean(values, weights * same), _mean(values, weights * ~same)
+
+
+def _mean(values: Float[np.ndarray, " pairs"], weights: Float[np.ndarray, " pairs"]) -> float:
+    total = float(weights.sum())
+    return float(weights @ values) / total if total > 0 else np.nan
 
 
 def _without(
