@@ -87,7 +87,6 @@ class Command:
         )
         lens = lens_of(lm, dictionary, effects, seed=self.seed)
         rows = effect_rows(dictionary, effects, lens, _told_of(self.later, later))
-        write_effects(index, rows)
         self._list(index, rows)
         _say_measured(asked, effects, context)
         likeness = None
@@ -97,6 +96,7 @@ class Command:
             _say_likeness(likeness)
         else:
             console.print(f"it takes {FEWEST} features to say whether like ones act alike")
+        write_effects(index, rows)
         self._write(rows, likeness, context)
 
     def _list(self, index: Index, rows: Sequence[dict[str, Any]]) -> None:
