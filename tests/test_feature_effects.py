@@ -357,6 +357,7 @@ def test_the_command_refuses_in_a_sentence(
         ((str(folder), "--later", str(other)), "is of the model LlamaForCausalLM"),
         ((str(folder), "--later", str(tmp_path / "none")), "no folder"),
         ((str(folder), "--context", "33"), "texts of 33 tokens"),
+        ((str(folder), "--windows", "0"), "0 texts for each feature"),
         ((str(folder), "--count", "0"), "effects of 0 features"),
         ((str(tmp_path / "none"),), "no folder"),
     ):

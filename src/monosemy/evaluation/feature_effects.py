@@ -86,7 +86,8 @@ def feature_effects(
 
     Raises:
         UserError: there is no such feature, none of them fires, the index is another dictionary's,
-            the later dictionary is not later, or the model does not predict the next token.
+            the later dictionary is not later, the model does not predict the next token, or fewer
+            than two texts, or longer ones than rows, are asked for.
     """
     chosen = sorted(set(features))
     for feature in chosen:
@@ -147,13 +148,15 @@ class _Draw:
         """Find the places that have so much text before them in their row.
 
         Raises:
-            UserError: there are too few tokens in a row.
+            UserError: there are too few tokens in a row, or too few texts are asked for.
         """
         row = index.text.context
         if not 2 <= context <= row:
             raise UserError(
                 f"texts of {context} tokens", f"rows of the index allow 2 to {row} tokens"
             )
+        if windows < 2:
+            raise UserError(f"{windows} texts for each feature", "allowed: 2 and above")
         self._index, self._windows, self._context, self._seed = index, windows, context, seed
         missing = np.concatenate([[0], np.cumsum(index.text.document < 0)])
         ends = np.arange(len(index.text))
