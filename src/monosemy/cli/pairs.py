@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from monosemy.cli.console import console
+from monosemy.cli.console import console, names_of
 from monosemy.coders import Dictionary
 from monosemy.corpus.minimal_pairs import MinimalPair, minimal_pairs
 from monosemy.errors import UserError
-from monosemy.index import Index
 from monosemy.intervene import fitting
 from monosemy.intervene.nodes import Features
 from monosemy.lm import LM
@@ -49,13 +48,10 @@ def _runs_in(folder: Path) -> list[Path]:
 
 def site_names(dictionaries: dict[Path, Dictionary]) -> dict[str, dict[int, str]]:
     """Return, site by site, what features are called; nothing where a run has no index."""
-    return {Features(d).name: _names(run) for run, d in dictionaries.items()}
-
-
-def _names(run: Path) -> dict[int, str]:
-    if not (run / "index").is_dir():
-        return {}
-    return {feature: names[0] for feature, names in Index.open(run).names.items() if names}
+    return {
+        Features(d).name: {f: names[0] for f, names in names_of(run).items() if names}
+        for run, d in dictionaries.items()
+    }
 
 
 def chosen_pairs(lm: LM, source: str, *, mistaken: bool, unequal: str) -> list[MinimalPair]:
