@@ -183,6 +183,34 @@ def test_gradients_flow_through_an_edit(run: Run, live: list[int]) -> None:
     assert float((gradient * direction).sum()) == pytest.approx(float(measured), rel=0.05)
 
 
+def test_a_model_is_trained_under_an_edit(run: Run, live: list[int]) -> None:
+    """Weights before and behind the dictionary learn, and they learn from edited activations."""
+    lm = run.lm.reinitialised(seed=0)
+    lm.model.load_state_dict(run.lm.model.state_dict())
+    edit = FeatureEdit(run.dictionary, [Clamp({live[0]: 1.0}), Scale({live[1]: 0.0})])
+    tokens = lm.encode("def read_file(path):\n    return open(path).read()")
+    before = lm.model.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    optimiser = torch.optim.SGD(lm.model.parameters(), lr=0.05)
+    losses = []
+    with lm.edit(edit):
+        for _ in range(8):
+            optimiser.zero_grad()
+            loss = lm.model(input_ids=tokens, labels=tokens).loss
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        with torch.no_grad():
+            edited = float(lm.model(input_ids=tokens, labels=tokens).loss)
+    with torch.no_grad():
+        plain = float(lm.model(input_ids=tokens, labels=tokens).loss)
+    assert edited < losses[-1] < losses[0]
+    assert edited != plain
+    moved = [name for name, value in lm.model.state_dict().items() if (value != before[name]).any()]
+    assert any("layers.0." in name for name in moved)
+    assert any("layers.2." in name for name in moved)
+
+
 def test_nothing_stays_when_something_goes_wrong(run: Run, live: list[int]) -> None:
     lm = run.lm
     edit = FeatureEdit(run.dictionary, [Clamp({live[0]: 2.0})], "generated")
