@@ -1,0 +1,334 @@
+"""A circuit drawn: a row of nodes for each site, the model's order upwards, the metric on top."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from monosemy.intervene.record import CircuitRecord, EdgeRecord, NodeRecord
+from monosemy.report.numbers import figure
+
+METRIC = -1
+"""Stands for the metric where nodes are told by their numbers."""
+
+_SLOT, _WIDEST_SLOT, _WIDTH = 64, 120, 760
+"""Width of a node with what surrounds it, least and most, and of the drawing, least: pixels."""
+_LETTER = 7.0
+"""Width of a letter under a node, pixels."""
+_LARGEST = 15
+"""Radius of the strongest node."""
+_LINE = 13
+"""Height of a line under a node, of which there are two where features have names."""
+_ABOVE = 30
+"""From the top of a row to the middle of its nodes; the name of its site stands there."""
+_GAP = 58
+"""Room for edges between rows."""
+_SWEEPS = 6
+_ERROR = "M0 -1.25L1.25 0L0 1.25L-1.25 0Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A circuit's strongest nodes and edges, as a picture."""
+
+    svg: Markup
+    rules: Markup
+    """Style sheet by which a node that is pointed at, or whose card is open, shows its edges."""
+    nodes: list[int]
+    """Which are drawn, by number."""
+    edges: list[EdgeRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    x: float
+    y: float
+    radius: float
+    foot: float
+    """Where edges into it end: beneath its label."""
+
+
+def draw_circuit(record: CircuitRecord, *, nodes: int, edges: int) -> Drawing:
+    """Draw a circuit: the metric, the strongest nodes, and the strongest edges among those.
+
+    A node's area grows with its effect, an edge's width with its weight. Each node is a link to
+    the card of its number, `#node-3`; the metric's is `#node-metric`.
+
+    Args:
+        record: the circuit.
+        nodes: drawn at most.
+        edges: likewise.
+    """
+    shown = list(range(min(nodes, len(record.nodes))))
+    among = {*shown, METRIC}
+    drawn = [edge for edge in record.edges if edge.source in among and target_of(edge) in among]
+    drawn = drawn[:edges]
+    rows = _rows(record, shown)
+    rows = order_rows(rows, [(e.source, target_of(e), abs(e.weight)) for e in drawn])
+    rows = [_by_position(record, row) for row in rows]
+    widest = max(map(len, rows))
+    slot = min(max(_SLOT, _WIDTH / widest), _WIDEST_SLOT)
+    width = max(_WIDTH, slot * widest)
+    lines = 2 if any(record.nodes[number].name for number in shown) else 1
+    tall = _ABOVE + _LARGEST + lines * _LINE + 8
+    height = (tall + _GAP) * len(rows) - _GAP
+    tops = [height - tall - (tall + _GAP) * level for level in range(len(rows))]
+    places = _places(record, rows, tops, slot=slot, width=width, tall=tall)
+    title = f"Circuit of {len(shown)} nodes and {len(drawn)} edges, towards the {record.metric}"
+    parts = [_bands(record, rows, tops, width, tall), _edges(record, drawn, places, slot)]
+    parts += [
+        _node(record, number, drawn, places[number], slot) for row in rows[::-1] for number in row
+    ]
+    svg = Markup(
+        '<svg viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="group" '
+        'aria-label="{2}">{3}</svg>'
+    ).format(round(width), round(height), title, Markup("\n").join(parts))
+    return Drawing(svg, _rules([METRIC, *shown]), shown, drawn)
+
+
+def target_of(edge: EdgeRecord) -> int:
+    """Return the number of an edge's target."""
+    return METRIC if edge.target is None else edge.target
+
+
+def node_title(record: CircuitRecord, number: int) -> str:
+    """Return what a node is called in lists: `layers.2 595`."""
+    if number == METRIC:
+        return record.metric
+    node = record.nodes[number]
+    return f"{node.site} {_number(node)}"
+
+
+def signed(value: float) -> str:
+    """Return an effect or a weight with its sign."""
+    return f"{'+' if value >= 0 else chr(0x2212)}{figure(abs(value))}"
+
+
+def key_of(number: int) -> str:
+    """Return a node's part of addresses within a page."""
+    return "metric" if number == METRIC else str(number)
+
+
+def order_rows(
+    rows: Sequence[Sequence[int]], links: Sequence[tuple[int, int, float]]
+) -> list[list[int]]:
+    """Order nodes within rows so that few links cross: sweeps of barycentres, up and down.
+
+    Args:
+        rows: nodes, the lowest row first; each centred, its nodes one apart.
+        links: two nodes of different rows each, and a weight above zero.
+    """
+    ordered = [list(row) for row in rows]
+    level = {node: number for number, row in enumerate(rows) for node in row}
+    beside: dict[int, list[tuple[int, float]]] = {node: [] for node in level}
+    for source, target, weight in links:
+        beside[source].append((target, weight))
+        beside[target].append((source, weight))
+    x = {node: place for row in ordered for node, place in zip(row, _centred(row), strict=True)}
+
+    def centre(node: int, up: bool) -> float:
+        near = [(x[n], w) for n, w in beside[node] if (level[n] < level[node]) == up]
+        total = sum(weight for _, weight in near)
+        return sum(place * weight for place, weight in near) / total if total else x[node]
+
+    for sweep in range(_SWEEPS):
+        up = sweep % 2 == 0
+        for row in ordered if up else ordered[::-1]:
+            row.sort(key=lambda node: centre(node, up))
+            x.update(zip(row, _centred(row), strict=True))
+    return ordered
+
+
+def _centred(row: Sequence[int]) -> list[float]:
+    return [number - (len(row) - 1) / 2 for number in range(len(row))]
+
+
+def _rows(record: CircuitRecord, shown: Sequence[int]) -> list[list[int]]:
+    """Return the nodes of each site that has some, from the first site on; then the metric."""
+    of_site: dict[str, list[int]] = {site.name: [] for site in record.sites}
+    for number in shown:
+        of_site[record.nodes[number].site].append(number)
+    return [*filter(None, of_site.values()), [METRIC]]
+
+
+def _by_position(record: CircuitRecord, row: Sequence[int]) -> list[int]:
+    """Return a row from left to right as text is read, where positions are told apart."""
+    if row == [METRIC]:
+        return [METRIC]
+    return sorted(row, key=lambda number: record.nodes[number].position or 0)
+
+
+def _places(
+    record: CircuitRecord,
+    rows: Sequence[Sequence[int]],
+    tops: Sequence[float],
+    *,
+    slot: float,
+    width: float,
+    tall: float,
+) -> dict[int, _Place]:
+    strongest = max((abs(node.effect) for node in record.nodes), default=0) or 1
+    places = {}
+    for top, row in zip(tops, rows, strict=True):
+        for number, shift in zip(row, _centred(row), strict=True):
+            share = 1.0 if number == METRIC else abs(record.nodes[number].effect) / strongest
+            radius = max(4.0, _LARGEST * math.sqrt(share))
+            x = width / 2 + slot * shift
+            places[number] = _Place(x, top + _ABOVE, radius, top + tall - 4)
+    return places
+
+
+def _bands(
+    record: CircuitRecord,
+    rows: Sequence[Sequence[int]],
+    tops: Sequence[float],
+    width: float,
+    tall: float,
+) -> Markup:
+    """Draw what lies behind the nodes of each site, and its name."""
+    bands = []
+    for top, row in zip(tops[:-1], rows[:-1], strict=True):
+        bands.append(
+            Markup(
+                '<rect x="0" y="{}" width="{}" height="{}" rx="8"/><text x="10" y="{}">{}</text>'
+            ).format(top, round(width), tall, top + 16, record.nodes[row[0]].site)
+        )
+    return Markup('<g class="bands" aria-hidden="true">{}</g>').format(Markup("").join(bands))
+
+
+def _edges(
+    record: CircuitRecord,
+    edges: Sequence[EdgeRecord],
+    places: Mapping[int, _Place],
+    slot: float,
+) -> Markup:
+    """Draw edges, the weaker first, so that none lies over a stronger one."""
+    most = max((abs(edge.weight) for edge in edges), default=0) or 1
+    paths = []
+    for edge in reversed(edges):
+        source, target = edge.source, target_of(edge)
+        title = (
+            f"{node_title(record, source)} → {node_title(record, target)}: {signed(edge.weight)}"
+        )
+        paths.append(
+            Markup(
+                '<path class="edge {} e-{} e-{}" d="{}" stroke-width="{:.2f}">'
+                "<title>{}</title></path>"
+            ).format(
+                _tone(edge.weight),
+                key_of(source),
+                key_of(target),
+                _line(places[source], places[target], slot, places[METRIC].x),
+                0.8 + 5 * abs(edge.weight) / most,
+                title,
+            )
+        )
+    return Markup('<g class="edges" aria-hidden="true">{}</g>').format(Markup("\n").join(paths))
+
+
+def _line(start: _Place, end: _Place, slot: float, centre: float) -> str:
+    """Return an edge's line; past a row it bends aside, so as to pass beside its nodes."""
+    top = start.y - start.radius
+    middle = (top + end.foot) / 2
+    passes_rows = top - end.foot > 2 * _GAP
+    bend = math.copysign(0.6 * slot, start.x + end.x - 2 * centre) if passes_rows else 0.0
+    return (
+        f"M{start.x:.1f} {top:.1f}C{start.x + bend:.1f} {middle:.1f} {end.x + bend:.1f} "
+        f"{middle:.1f} {end.x:.1f} {end.foot:.1f}"
+    )
+
+
+def _node(
+    record: CircuitRecord,
+    number: int,
+    edges: Sequence[EdgeRecord],
+    place: _Place,
+    slot: float,
+) -> Markup:
+    into = [edge.source for edge in edges if target_of(edge) == number]
+    out = [target_of(edge) for edge in edges if edge.source == number]
+    beside = "".join(f" b-{key_of(other)}" for other in dict.fromkeys([*into, *out]))
+    said, lines = _said(record, number)
+    said += f", edges drawn: {len(into)} in, {len(out)} out"
+    room = max(3, int(slot / _LETTER)) if number != METRIC else 99
+    texts = Markup("").join(
+        Markup('<text x="{:.1f}" y="{:.1f}"{}>{}</text>').format(
+            place.x,
+            place.y + _LARGEST + _LINE * (line + 1),
+            Markup(' class="called"') if line else "",
+            _cut(text, room),
+        )
+        for line, text in enumerate(lines)
+    )
+    return Markup(
+        '<a class="node {tone} n-{key}{beside}" href="#node-{key}" aria-label="{said}">'
+        '<title>{said}</title><rect x="{left:.1f}" y="{top:.1f}" width="{slot:.1f}" '
+        'height="{height}" rx="6"/>{shape}{texts}</a>'
+    ).format(
+        tone="metric" if number == METRIC else _tone(record.nodes[number].effect),
+        key=key_of(number),
+        beside=beside,
+        said=said,
+        left=place.x - slot / 2 + 1,
+        top=place.y - _LARGEST - 3,
+        slot=slot - 2,
+        height=place.foot - place.y + _LARGEST + 3,
+        shape=_shape(record, number, place),
+        texts=texts,
+    )
+
+
+def _said(record: CircuitRecord, number: int) -> tuple[str, list[str]]:
+    """Return a node in words, and what is written under it, in lines."""
+    if number == METRIC:
+        return f"the metric: {record.metric}", [record.metric]
+    node = record.nodes[number]
+    what = "error term" if node.feature is None else f"feature {node.feature}"
+    where = "" if node.position is None else f", position {node.position}"
+    name = f", {node.name}" if node.name else ""
+    lines = [_number(node), *([node.name] if node.name else [])]
+    return f"{node.site}, {what}{where}{name}, effect {signed(node.effect)}", lines
+
+
+def _number(node: NodeRecord) -> str:
+    what = "error" if node.feature is None else str(node.feature)
+    return what if node.position is None else f"{what} @{node.position}"
+
+
+def _shape(record: CircuitRecord, number: int, place: _Place) -> Markup:
+    """Draw the metric as a square, an error term as a diamond, a feature as a circle."""
+    if number == METRIC:
+        return Markup('<rect class="shape" x="{:.1f}" y="{:.1f}" width="24" height="24"/>').format(
+            place.x - 12, place.y - 12
+        )
+    if record.nodes[number].feature is None:
+        return Markup(
+            '<path class="shape" d="{}" transform="translate({:.1f} {:.1f}) scale({:.2f})"/>'
+        ).format(_ERROR, place.x, place.y, place.radius)
+    return Markup('<circle class="shape" cx="{:.1f}" cy="{:.1f}" r="{:.2f}"/>').format(
+        place.x, place.y, place.radius
+    )
+
+
+def _tone(value: float) -> str:
+    return "up" if value >= 0 else "down"
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+def _rules(numbers: Sequence[int]) -> Markup:
+    """Write the style that fades all but a node, its edges, and those it shares them with."""
+    keys = [key_of(number) for number in numbers]
+    asked = [f".n-{key}:is(:hover,:focus-visible),#node-{key}:target" for key in keys]
+    return Markup("\n".join(_each_rule(keys, asked)))
+
+
+def _each_rule(keys: Sequence[str], asked: Sequence[str]) -> Iterator[str]:
+    yield f".circuit:has({','.join(asked)}) :is(.edge,.node){{opacity:.16}}"
+    for key, one in zip(keys, asked, strict=True):
+        yield f".circuit:has({one}) :is(.e-{key},.n-{key},.b-{key}){{opacity:1}}"
