@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import BROWSER, Browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_app import PLAIN, make_run
+from test_app import GROUNDS, PLAIN, colours, luminance, make_run
 from test_app_pages import HOSTILE, Site, Tags
 
+from monosemy import report
 from monosemy.app.circuits import circuit_paths
 from monosemy.app.runs import open_runs
 from monosemy.coders import Dictionary
@@ -398,6 +400,18 @@ def test_every_input_has_a_label_and_every_link_a_name(site: Site) -> None:
     assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_figures_of_what_lowers_the_metric_stand_out(which: int, ground: str) -> None:
+    """Those of what raises it have a colour of all pages."""
+    css = Path(report.__file__).with_name("templates") / "circuit.css"
+    down = re.search(r"--down: light-dark\(#(\w{6}), #(\w{6})\)", css.read_text())
+    assert down
+    colour = np.array([int(down[which + 1][i : i + 2], 16) / 255 for i in (0, 2, 4)])
+    dark, light = sorted([luminance(colour), luminance(colours(which)[ground])])
+    assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
+
+
 # --- in a browser -----------------------------------------------------------------------------
 
 
@@ -442,7 +456,17 @@ def test_a_node_shows_its_edges_and_its_card_by_keys_and_without_scripts(
 def test_sliders_draw_anew_and_cards_are_filled(site: Site, tab: Browser) -> None:
     tab.open(f"http://127.0.0.1:{site.port}/circuits/bracket")
     assert tab.run("document.documentElement.scrollWidth") == 390
-    tab.run("location.hash = '#node-1'")
+    centred = "{behavior: 'instant', block: 'center', inline: 'center'}"
+    tab.run(f"document.querySelector('.n-1').scrollIntoView({centred})")
+    at = "document.querySelector('.n-1 circle').getBoundingClientRect()"
+    x, y = (
+        tab.run(f"{at}.{side} + {at}.{size} / 2")
+        for side, size in (("x", "width"), ("y", "height"))
+    )
+    tab.point(x, y)
+    assert set(opacity(tab, ".e-1")) == {1} and max(opacity(tab, ".edge:not(.e-1)")) < 0.3
+    tab.point(x, y, click=True)
+    tab.wait("location.hash === '#node-1'")
     tab.wait("document.querySelector('#node-1 .ms-contexts')")
     tab.run(
         "(nodes => { nodes.value = 6; nodes.dispatchEvent(new Event('input', {bubbles: true})) })"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from monosemy.app.asked import whole
 from monosemy.app.pages import page
 from monosemy.app.runs import OpenRun
+from monosemy.artefact import MANIFEST
+from monosemy.coders import Provenance
 from monosemy.errors import UserError
 from monosemy.intervene.record import FOLDER, CircuitRecord, SiteRecord
 from monosemy.report.circuit import EDGES, NODES, circuit_values
@@ -83,12 +84,15 @@ def _runs_of(request: Request, record: CircuitRecord) -> dict[str, OpenRun]:
 
 
 def _fits(run: OpenRun, site: SiteRecord) -> bool:
-    with suppress(UserError):
-        dictionary = run.dictionary
-        here, there = dictionary.hookpoint, dictionary.explains
-        name = here if here == there else f"{here} -> {there}"
-        return (name, dictionary.width) == (site.name, site.width)
-    return False
+    """Say so by the dictionary's manifest: its weights need not be read for that."""
+    manifest = run.json(f"dictionary/{MANIFEST}")
+    try:
+        provenance = Provenance.from_dict(manifest["provenance"])
+        width = manifest["width"]
+    except (KeyError, TypeError):
+        return False
+    here, there = provenance.hookpoint, provenance.explains
+    return (here if here == there else f"{here} -> {there}", width) == (site.name, site.width)
 
 
 def _circuit_named(request: Request, circuit: str) -> CircuitRecord:
