@@ -23,7 +23,7 @@ _LARGEST = 15
 _LINE = 13
 """Height of a line under a node, of which there are two where features have names."""
 _ABOVE = 30
-"""From the top of a row to the middle of its nodes; the name of its site stands there."""
+"""From the top of a row to the middle of its nodes."""
 _GAP = 58
 """Room for edges between rows."""
 _SWEEPS = 6
@@ -35,6 +35,8 @@ class Drawing:
     """A circuit's strongest nodes and edges, as a picture."""
 
     svg: Markup
+    sites: Sequence[tuple[str, float]]
+    """What stands at the top left of rows, and where a row begins: pixels from the top."""
     rules: Markup
     """Style sheet by which a node that is pointed at, or whose card is open, shows its edges."""
     nodes: list[int]
@@ -78,7 +80,7 @@ def draw_circuit(record: CircuitRecord, *, nodes: int, edges: int) -> Drawing:
     tops = [height - tall - (tall + _GAP) * level for level in range(len(rows))]
     places = _places(record, rows, tops, slot=slot, width=width, tall=tall)
     title = f"Circuit of {len(shown)} nodes and {len(drawn)} edges, towards the {record.metric}"
-    parts = [_bands(record, rows, tops, width, tall), _edges(record, drawn, places, slot)]
+    parts = [_bands(tops[:-1], width, tall), _edges(record, drawn, places, slot)]
     parts += [
         _node(record, number, drawn, places[number], slot) for row in rows[::-1] for number in row
     ]
@@ -86,7 +88,10 @@ def draw_circuit(record: CircuitRecord, *, nodes: int, edges: int) -> Drawing:
         '<svg viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="group" '
         'aria-label="{2}">{3}</svg>'
     ).format(round(width), round(height), title, Markup("\n").join(parts))
-    return Drawing(svg, _rules([METRIC, *shown]), shown, drawn)
+    sites = [
+        (record.nodes[row[0]].site, top) for top, row in zip(tops[:-1], rows[:-1], strict=True)
+    ]
+    return Drawing(svg, sites, _rules([METRIC, *shown]), shown, drawn)
 
 
 def target_of(edge: EdgeRecord) -> int:
@@ -181,22 +186,12 @@ def _places(
     return places
 
 
-def _bands(
-    record: CircuitRecord,
-    rows: Sequence[Sequence[int]],
-    tops: Sequence[float],
-    width: float,
-    tall: float,
-) -> Markup:
-    """Draw what lies behind the nodes of each site, and its name."""
-    bands = []
-    for top, row in zip(tops[:-1], rows[:-1], strict=True):
-        bands.append(
-            Markup(
-                '<rect x="0" y="{}" width="{}" height="{}" rx="8"/><text x="10" y="{}">{}</text>'
-            ).format(top, round(width), tall, top + 16, record.nodes[row[0]].site)
-        )
-    return Markup('<g class="bands" aria-hidden="true">{}</g>').format(Markup("").join(bands))
+def _bands(tops: Sequence[float], width: float, tall: float) -> Markup:
+    """Draw what lies behind the nodes of each site."""
+    bands = (
+        f'<rect x="0" y="{top}" width="{round(width)}" height="{tall}" rx="8"/>' for top in tops
+    )
+    return Markup('<g class="bands" aria-hidden="true">{}</g>').format(Markup("".join(bands)))
 
 
 def _edges(
