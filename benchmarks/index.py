@@ -257,9 +257,13 @@ def dashboard(dictionary, lm, index, rows, folder, threads):
         [*map(str, command), "--threads", str(threads)], check=True, stdout=subprocess.PIPE
     )
     result = json.loads(done.stdout.splitlines()[-1])
-    for feature, strongest in result["strongest"].items():
+    for feature, (strongest, token) in result["strongest"].items():
+        if token in lm.special_ids:  # the index holds text alone
+            continue
         places, values = index.entries(int(feature))
-        own = float(values[places < rows.numel()].max(initial=0))
+        column = places % rows.shape[1]  # it leaves out places at either end of a row
+        shown = (places < rows.numel()) & (column > 5) & (column < rows.shape[1] - 5)
+        own = float(values[shown].max(initial=0))
         if abs(own - strongest) > 0.01 + 0.01 * own:
             print(f"feature {feature}: strongest {own:.3f} here, {strongest:.3f} there")
     return result

@@ -66,8 +66,13 @@ def measure(args):
     strongest = {}
     for feature in features[:32]:
         groups = data.feature_data_dict[feature].sequence_data.seq_group_data
-        shown = [max(s.feat_acts) for group in groups for s in group.seq_data]
-        strongest[feature] = max(shown, default=0.0)
+        shown = [
+            pair
+            for group in groups
+            for s in group.seq_data
+            for pair in zip(s.feat_acts, s.token_ids, strict=True)
+        ]
+        strongest[feature] = max(shown, default=(0.0, -1))  # and the token it is at
     return {"seconds": seconds, "batch": BATCH, "tokens": tokens.numel(), "strongest": strongest}
 
 

@@ -60,7 +60,7 @@ PREFIXES = {
     "comparison": "def larger(a, b):\n    if a > b:\n        return a\n    return b\n\n\n",
 }
 CONCEPTS = tuple(PREFIXES)
-LAYERS = ("layers.2", "layers.1", "layers.3")  # all methods are compared at the first
+LAYERS = ("layers.2", "layers.0", "layers.1", "layers.3", "layers.4")  # all methods: at the first
 WIDTH, K, DRAWN, BY_EFFECT = 2048, 32, 3, 2
 PLACES = 100  # at which the slope is taken, of each construct
 BUDGET = 0.2

@@ -102,6 +102,11 @@ def make_meaning(index: Index, text: str) -> None:
     index.write_table("concepts", [{"feature": 2, "name": text, "label": text, **figures}])
     patterns = [text, {"tokens": [0, -2, -1], "activation": 1.0, "count": 2}]
     index.write_table("patterns", [{"feature": 1, "patterns": patterns}])
+    ends = {"raised": [[0, 1.5]], "lowered": [[1, -2.5]]}
+    changed = {"run": text, "hookpoint": text, "dictionary": text, "features": [[3, -4.0]]}
+    effects = {"windows": 8, "kl_ablated": 0.25, "kl_doubled": 0.5, "steady": 0.7, "lens": 0.8}
+    effects |= {"ablated": ends, "doubled": ends, "alike": [[1, 0.6, 0.3]], "later": changed}
+    index.write_table("effects", [{"feature": 0, **effects}])
     ids = np.arange(2 * width, dtype=np.int32).reshape(width, 2) % len(index.text.vocabulary)
     weights = {"values": np.ones((width, 2), np.float32), "tokens": ids}
     weights |= {name: np.ones(width, np.float32) for name in ("skewness", "kurtosis")}
@@ -287,6 +292,32 @@ def test_the_page_of_a_feature_has_all_that_is_known(ask):
     assert "Promotes" in named and "Token embeddings it reads" in named and "kurtosis" in named
     assert "Token embeddings it writes" not in named  # the index does not say
     assert "It fired on none of the 80 tokens" in dead
+    assert "What it causes" not in explained
+    caused = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", named.split("What it causes")[1]))
+    for words in (
+        "Ablated KL 0.25 nats",
+        "Raises",
+        "+1.50",
+        "\N{MINUS SIGN}2.50",
+        "Doubled KL 0.50 nats",
+    ):
+        assert words in caused
+    assert "logit lens 0.80" in caused and "where ablated 3 -4.00" in caused
+    assert "0.60 0.30" in caused
+
+
+def test_later_features_are_linked_where_their_run_is_open(tmp_path):
+    one, other = (make_run(tmp_path / name, PLAIN, seed=n) for n, name in enumerate("ab"))
+    index, later = Index.open(one), Index.open(other)
+    make_meaning(index, "text")
+    row = index.table("effects")[0]
+    row["later"] = row["later"] | {"run": "b", "dictionary": later.manifest["dictionary"]}
+    index.write_table("effects", [row])
+    with serving(one, other) as ask:
+        assert '<a href="/b/features/3">' in ask("/a/features/0").text
+    with serving(one) as ask:
+        page = ask("/a/features/0").text
+        assert "/b/features" not in page and "of b, text" in page
 
 
 def test_the_columns_of_the_list_are_what_the_index_says(ask, hostile):
@@ -394,6 +425,7 @@ def test_a_site_is_whole_and_leads_only_to_itself(hostile, tmp_path):
     assert (site.features, site.live) == (3, 5)
     pages = sorted(site.path.parent.rglob("*.html"))
     assert len(pages) == 6
+    assert "What it causes" in (tmp_path / "site/features/0.html").read_text("utf-8")
     drawn = json.loads((tmp_path / "site/map/points.js").read_text()[len("const MAP = ") : -1])
     assert drawn["paged"] == [int(page.stem) for page in sorted(tmp_path.glob("site/features/*"))]
     for page in pages:

@@ -161,7 +161,7 @@ def test_neurons_are_nodes_too(lm: LM, corpus: Corpus) -> None:
 def test_patching_a_circuits_nodes_does_what_was_predicted(lm: LM, corpus: Corpus) -> None:
     patching = Patching(lm, at(lm, corpus, "layers.1", "final_norm"), PAIRS)
     circuit = find_circuit(patching, nodes=40)
-    assert len(circuit.nodes) == 40 and circuit.found > 40
+    assert len(circuit.nodes) == 40 and len(circuit.ranked) > 40
     sizes = circuit.nodes.mean.abs()
     assert torch.equal(sizes, sizes.sort(descending=True).values)
     rows = predicted(patching, circuit)

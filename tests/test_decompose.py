@@ -24,7 +24,7 @@ from monosemy.interpret.decompose import (
 )
 from monosemy.metrics.pursuit import (
     Combination,
-    agreement,
+    cosine_and_fvu,
     gradient_pursuit,
     gradient_pursuit_path,
     least_squares,
@@ -119,8 +119,8 @@ def test_orthogonal_directions_are_found_again(seed: int, k: int) -> None:
 def test_least_squares_drops_what_has_no_weight() -> None:
     found = least_squares(torch.tensor([1.0, -1.0, 0.0]), EYE, [0, 1], signed=False)
     assert found.chosen.tolist() == [0]
-    assert agreement(torch.ones(2), torch.zeros(2)) == (0.0, 1.0)
-    assert agreement(torch.ones(2), torch.ones(2)) == pytest.approx((1.0, 0.0))
+    assert cosine_and_fvu(torch.ones(2), torch.zeros(2)) == (0.0, 1.0)
+    assert cosine_and_fvu(torch.ones(2), torch.ones(2)) == pytest.approx((1.0, 0.0))
 
 
 def test_a_feature_taken_away_is_what_only_signs_can_say(run: Run) -> None:

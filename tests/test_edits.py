@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -188,6 +191,34 @@ def test_nothing_stays_when_something_goes_wrong(run: Run, live: list[int]) -> N
     modules = lm.model.modules()
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules) == 0
     assert lm.call.tokens is None
+
+
+def test_a_model_that_the_dictionary_was_not_made_for_is_refused(run: Run, live: list[int]) -> None:
+    other = run.lm.reinitialised(seed=3)
+    edit = FeatureEdit(run.dictionary, [Clamp({live[0]: 1.0})])
+    with pytest.raises(UserError, match="does not fit"), other.edit(edit):
+        pass
+    moved = replace(run.dictionary.provenance, hookpoint="layers.0")
+    wrong = replace(run.dictionary, provenance=moved, coder=deepcopy(run.dictionary.coder))
+    with pytest.raises(UserError, match=r"does not fit `layers\.0`"):
+        FeatureEdit(wrong, []).hooks(run.lm)
+    free = replace(run.dictionary, fingerprint=None)  # as of arrays: nothing can be replayed
+    with other.edit(FeatureEdit(free, [Clamp({live[0]: 1.0})])):
+        other.logits(other.encode(PROMPT))
+
+
+def test_whether_it_fits_is_asked_of_the_unedited_model(run: Run, live: list[int]) -> None:
+    def ruin(x: Tensor, tokens: Tensor | None) -> Tensor:
+        return torch.zeros_like(x)
+
+    fresh = replace(run.dictionary, coder=deepcopy(run.dictionary.coder))
+    tokens = run.lm.encode(PROMPT)
+    with run.lm.edit({"layers.0": ruin}):
+        ruined = run.lm.logits(tokens)
+        with run.lm.edit(FeatureEdit(fresh, [])):
+            assert torch.equal(run.lm.logits(tokens), ruined)
+        with run.lm.unedited():
+            assert not torch.equal(run.lm.logits(tokens), ruined)
 
 
 @pytest.mark.parametrize(

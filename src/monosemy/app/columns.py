@@ -94,8 +94,7 @@ def labels(index: Index, features: Sequence[int]) -> list[str]:
 
 def word(index: Index, token: int) -> str:
     """Return a token's text, made visible; its number where there is no tokenizer."""
-    vocabulary = index.text.vocabulary
-    return visible(vocabulary[token]) if token < len(vocabulary) else str(token)
+    return visible(index.text.token(token))
 
 
 def peak_tokens(index: Index, features: np.ndarray) -> np.ndarray:

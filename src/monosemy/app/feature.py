@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from monosemy.app.columns import labels
+from monosemy.app.pages import Served
 from monosemy.app.runs import OpenRun
+from monosemy.errors import UserError
+from monosemy.evaluation.effect_rows import EFFECTS
 from monosemy.index import Exemplar, Index, read_names
 from monosemy.interpret import LENS, Features, FeatureView
 from monosemy.interpret.graph import START, WILDCARD
@@ -80,8 +83,36 @@ class Neighbours:
     """Number, label and how near, nearest first."""
 
 
+@dataclass(frozen=True, slots=True)
+class LaterFeatures:
+    """Features of another run, further on in the model, that ablation of one changes."""
+
+    run: str
+    """Its name."""
+    hookpoint: str
+    features: Sequence[tuple[int, str, float, str | None]]
+    """Number, label, change of the activation, and link where the run is open; most changed
+    first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a feature causes where it fires."""
+
+    row: dict[str, Any]
+    """Figures, as `effect_rows` gives them."""
+    changes: Sequence[tuple[str, float, Sequence[tuple[str, Sequence[tuple[str, float]]]]]]
+    """What is done to it, KL in nats, and the two ends: heading, tokens with changes of logits."""
+    alike: Sequence[tuple[int, str, float, float]]
+    """Features of like effects: number, label, cosine of effects, cosine of directions."""
+    later: LaterFeatures | None
+
+
 def feature_values(
-    run: OpenRun, feature: int, among: Sequence[int] | None = None
+    run: OpenRun,
+    feature: int,
+    among: Sequence[int] | None = None,
+    beside: Iterable[OpenRun] = (),
 ) -> dict[str, Any]:
     """Return what the page of a feature shows.
 
@@ -89,6 +120,7 @@ def feature_values(
         run: whose feature.
         feature: its number.
         among: the features that have a page, ascending; None: all.
+        beside: runs that are open too, which it may link to.
 
     Raises:
         UserError: there is no feature of that number, or no index.
@@ -108,6 +140,7 @@ def feature_values(
         "concept": index.table("concepts").get(feature),
         "explanation": index.table("explanations").get(feature),
         "patterns": _patterns(index, feature),
+        "effects": _effects(index, feature, beside),
         "stability": stability[feature] if stability else None,
         "figures": _figures,
         "before": before,
@@ -188,6 +221,51 @@ def _neighbours(index: Index, feature: int) -> list[Neighbours]:
             near = list(zip(ids, labels(index, ids), scores, strict=False))
             found.append(Neighbours(title, note, near))
     return [neighbours for neighbours in found if neighbours.features]
+
+
+def _effects(index: Index, feature: int, beside: Iterable[OpenRun]) -> Effects | None:
+    row = index.table(EFFECTS).get(feature)
+    if row is None:
+        return None
+    changes = [
+        (
+            what,
+            float(row[f"kl_{what}"]),
+            [
+                (title, [(index.text.token(t), change) for t, change in row[what][end]])
+                for title, end in (("Raises", "raised"), ("Lowers", "lowered"))
+            ],
+        )
+        for what in ("ablated", "doubled")
+    ]
+    others = [other for other, *_ in row["alike"]]
+    alike = [
+        (other, label, *cosines)
+        for (other, *cosines), label in zip(row["alike"], labels(index, others), strict=True)
+    ]
+    return Effects(row, changes, alike, _later(row["later"], beside) if "later" in row else None)
+
+
+def _later(told: dict[str, Any], beside: Iterable[OpenRun]) -> LaterFeatures:
+    found = next((run for run in beside if _index_of(run) == told["dictionary"]), None)
+    if found is None:
+        bare = [(feature, "", change, None) for feature, change in told["features"]]
+        return LaterFeatures(told["run"], told["hookpoint"], bare)
+    called = labels(found.features.index, [feature for feature, _ in told["features"]])
+    links = Served(found)
+    features = [
+        (feature, label, change, links.href(f"features/{feature}"))
+        for (feature, change), label in zip(told["features"], called, strict=True)
+    ]
+    return LaterFeatures(found.name, told["hookpoint"], features)
+
+
+def _index_of(run: OpenRun) -> str | None:
+    """Return the dictionary that a run's index is of; None where it has no index."""
+    try:
+        return str(run.features.index.manifest["dictionary"])
+    except UserError:
+        return None
 
 
 def _patterns(index: Index, feature: int) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from monosemy.app.columns import features_js
 from monosemy.app.contexts import context_html
 from monosemy.app.feature import feature_values
 from monosemy.app.pages import Served, ThisRun, page
+from monosemy.app.runs import OpenRun
 from monosemy.errors import UserError
 from monosemy.index import Exemplar, Name, add_name
 from monosemy.report.card import writable
@@ -46,7 +47,8 @@ def search(run: ThisRun, q: str = "") -> Response:
 @router.get("/features/{feature}")
 def feature(request: Request, run: ThisRun, feature: int) -> Response:
     """Show one feature."""
-    values = feature_values(run, feature)
+    runs: dict[str, OpenRun] = request.app.state.runs
+    values = feature_values(run, feature, beside=runs.values())
     return page("feature.html", request, run, title=f"Feature {feature}", me=_me(), **values)
 
 

@@ -35,6 +35,7 @@ _TABLES = {
     "concepts": ("names from what is known of the text", "monosemy index {} --labels FILE"),
     "explanations": ("explanations by a language model", "monosemy explain {} --model NAME"),
     "patterns": ("patterns of tokens (N2G)", "monosemy index {} --patterns 20"),
+    "effects": ("what features cause", "monosemy effects {}"),
 }
 """Tables of an index, what they hold, and the command that makes them."""
 

@@ -12,12 +12,9 @@ from rich.table import Table
 
 from monosemy.artefact import write_text
 from monosemy.cli.console import console
+from monosemy.cli.pairs import chosen_pairs, open_dictionaries, site_names
 from monosemy.coders import Dictionary
-from monosemy.corpus.minimal_pairs import minimal_pairs
-from monosemy.errors import UserError
-from monosemy.index import Index
-from monosemy.intervene import ERROR, Node, NodeEffects, Patching, agreement, fitting
-from monosemy.intervene.nodes import Features
+from monosemy.intervene import ERROR, Node, NodeEffects, Patching, agreement
 from monosemy.intervene.patching import Method, Metric, Receiver
 from monosemy.intervene.prompts import Unequal
 from monosemy.lm import LM
@@ -29,7 +26,7 @@ class Command:
     """Options of `monosemy attribute`."""
 
     run_folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
-    """Runs or dictionaries of one model, one a hook point."""
+    """Runs or dictionaries of one model, one a hook point; a sweep's folder stands for its runs."""
     pairs: str
     """Minimal pairs: bracket, self, except, quote, indent, import, or a file with the columns
     clean_prefix, patch_prefix, clean_answer, patch_answer."""
@@ -62,15 +59,12 @@ class Command:
 
     def run(self) -> None:
         """Print the strongest nodes, and how well estimates agree with patching."""
-        dictionaries, lm = self._open()
-        patching = self._patching(lm, dictionaries)
+        dictionaries, lm = open_dictionaries(self.run_folders, self.model, self.device)
+        patching = self._patching(lm, list(dictionaries.values()))
         effects = patching.attribute(self.method, self.steps).nodes(positions=self.positions)
         strongest = effects.strongest(max(self.top, self.exact))
         measured = patching.exact(strongest.nodes[: self.exact]) if self.exact else None
-        labels = {
-            site.name: _names(folder)
-            for site, folder in zip(map(Features, dictionaries), self.run_folders, strict=True)
-        }
+        labels = site_names(dictionaries)
         rows = [_row(node, strongest, measured, labels) for node in strongest.nodes]
         console.print(_table(rows[: self.top], self.positions))
         context = _context(patching, len(effects))
@@ -87,33 +81,8 @@ class Command:
             write_text(self.json, json.dumps({**told, "nodes": rows}, indent=2) + "\n")
             console.print(f"written: {self.json}", style="dim")
 
-    def _open(self) -> tuple[list[Dictionary], LM]:
-        """Load the dictionaries, and the one model that they belong to.
-
-        Raises:
-            UserError: there are none, or they belong to several models.
-        """
-        if not self.run_folders:
-            raise UserError("no run was named", "monosemy attribute RUN... --pairs bracket")
-        dictionaries = [Dictionary.from_pretrained(folder) for folder in self.run_folders]
-        models = {(d.provenance.model, d.provenance.revision) for d in dictionaries}
-        if self.model is None and len(models) > 1:
-            named = ", ".join(sorted(name for name, _ in models))
-            raise UserError(f"the runs are of several models: {named}", "name runs of one")
-        name, revision = next(iter(models))
-        lm = LM(self.model or name, revision=None if self.model else revision, device=self.device)
-        return [dictionary.to(lm.device) for dictionary in dictionaries], lm
-
     def _patching(self, lm: LM, dictionaries: list[Dictionary]) -> Patching:
-        pairs = minimal_pairs(self.pairs)
-        if self.unequal == "refuse" and not self.mistaken:
-            found = fitting(lm, pairs, mistaken=False)
-            console.print(
-                f"{len(found.pairs)} of {len(pairs)} pairs are kept; the model prefers the right "
-                f"answer in {percent(found.preferred)}",
-                style="dim",
-            )
-            pairs = found.pairs
+        pairs = chosen_pairs(lm, self.pairs, mistaken=self.mistaken, unequal=self.unequal)
         return Patching(
             lm,
             dictionaries,
@@ -124,27 +93,19 @@ class Command:
         )
 
 
-def _names(folder: Path) -> dict[int, list[str]]:
-    """Return what a run's features are called; nothing where there is no index."""
-    if not (folder / "index").is_dir():
-        return {}
-    return Index.open(folder).names
-
-
 def _row(
     node: Node,
     effects: NodeEffects,
     exact: NodeEffects | None,
-    labels: dict[str, dict[int, list[str]]],
+    labels: dict[str, dict[int, str]],
 ) -> dict:
-    named = labels[node.site].get(node.feature, [])
     return {
         "site": node.site,
         "feature": "error" if node.feature == ERROR else node.feature,
         "position": node.position,
         "effect": effects[node],
         "exact": exact[node] if exact is not None and node in exact else None,
-        "name": "" if node.feature == ERROR or not named else named[0],
+        "name": labels[node.site].get(node.feature, ""),
     }
 
 

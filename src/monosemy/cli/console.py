@@ -11,6 +11,7 @@ from monosemy.coders import Dictionary
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import open_dictionary_corpus
+from monosemy.index import Index
 from monosemy.lm import LM
 
 logging.disable_progress_bar()  # loading weights takes a moment; bars are for long work
@@ -42,3 +43,12 @@ def open_text(dictionary: Dictionary, data: str | None, column: str | None) -> C
     if data is not None:
         return open_corpus(data, column=column)
     return open_dictionary_corpus(dictionary)
+
+
+def names_of(run: Path) -> dict[int, list[str]]:
+    """Return what a run's features are called; nothing where there is no index.
+
+    Raises:
+        UserError: the index is another dictionary's.
+    """
+    return Index.open(run).names if (run / "index").is_dir() else {}

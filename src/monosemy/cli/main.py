@@ -27,6 +27,8 @@ COMMANDS = {
     "features": "see what a dictionary's features fire on",
     "steer": "continue a prompt with a feature turned up or down",
     "attribute": "find the features that make a model answer one prompt of a pair as it does",
+    "circuit": "find which features lead to which, and how much of an answer they carry",
+    "effects": "measure what features cause, and whether like features have like effects",
     "vector": "make a steering vector, test it on held-out pairs, and find its features",
     "dose": "measure what turning a feature up does and costs, strength by strength",
     "doctor": "check that a dictionary is wired to a model rightly",

@@ -17,7 +17,7 @@ from monosemy.coders.changes import (
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
 from monosemy.coders.dictionary import Dictionary
-from monosemy.coders.doctor import Diagnosis, attach, diagnose
+from monosemy.coders.doctor import Diagnosis, attach, attach_once, diagnose
 from monosemy.coders.fingerprint import Figures, Fingerprint
 from monosemy.coders.provenance import Provenance
 from monosemy.coders.registry import ARCHITECTURES, make_coder
@@ -47,6 +47,7 @@ __all__ = [
     "TopK",
     "ablate",
     "attach",
+    "attach_once",
     "changed",
     "diagnose",
     "make_coder",

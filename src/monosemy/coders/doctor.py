@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.fingerprint import Change, Figures, Fingerprint, measure, tokenise
@@ -49,6 +50,25 @@ class Diagnosis:
         return self.cause == ""
 
 
+_ATTACHED: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
+"""Coder -> the models that its dictionary was seen to fit."""
+
+
+def attach_once(dictionary: Dictionary, lm: LM) -> None:
+    """Do as `attach`, where it was not done for this dictionary and model before.
+
+    What either becomes later, as by training, is not looked at again; nor is a dictionary without a
+    fingerprint. Edits that are in force are left out meanwhile.
+
+    Raises:
+        UserError: as `attach`.
+    """
+    seen = lm.model in _ATTACHED.get(dictionary.coder, ())
+    if dictionary.fingerprint is not None and not seen:
+        with lm.unedited():
+            attach(dictionary, lm)
+
+
 def attach(dictionary: Dictionary, lm: LM, hookpoint: str | None = None) -> None:
     """Refuse to use a dictionary on a model it is not wired to rightly.
 
@@ -61,6 +81,8 @@ def attach(dictionary: Dictionary, lm: LM, hookpoint: str | None = None) -> None
             f"the dictionary does not fit `{found.hookpoint}` of {lm.name}: {found.explanation}",
             found.advice,
         )
+    if hookpoint is None:
+        _ATTACHED.setdefault(dictionary.coder, WeakSet()).add(lm.model)
 
 
 def diagnose(dictionary: Dictionary, lm: LM, hookpoint: str | None = None) -> Diagnosis:

@@ -12,7 +12,7 @@ from monosemy.interpret.decompose import CODES, ENCODER, SIZES, Decomposition, d
 from monosemy.intervene.log_odds import (
     STRENGTHS,
     Odds,
-    Steered,
+    SteeredOdds,
     plain_odds,
     steer_by,
     steer_by_features,
@@ -33,9 +33,9 @@ class VectorResult:
     """The dictionary's, where the vector is decomposed."""
     plain: Odds
     """Of the model as it is."""
-    steered: list[Steered]
+    steered: list[SteeredOdds]
     """By hook point and strength, on held-out texts."""
-    best: Steered
+    best: SteeredOdds
     """Of those, the one that moves the odds furthest on the texts the vector is made of: what is
     chosen on held-out texts would look better than it is."""
     strength: float
@@ -45,7 +45,7 @@ class VectorResult:
     """Method -> number of features -> odds at the dictionary's hook point."""
 
     @property
-    def whole(self) -> Steered:
+    def whole(self) -> SteeredOdds:
         """The vector itself, where and as strongly as features are steered with."""
         return next(
             s for s in self.steered if (s.hookpoint, s.strength) == (self.hookpoint, self.strength)

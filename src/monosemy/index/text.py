@@ -97,6 +97,10 @@ class TokenTable:
     def _decoded(self) -> Callable[[int], str]:
         return lru_cache(maxsize=256)(self.texts.__getitem__)
 
+    def token(self, number: int) -> str:
+        """Return the text of a token id; its number where the model has no tokenizer."""
+        return self.vocabulary[number] if number < len(self.vocabulary) else str(number)
+
     def window(self, place: int, size: int) -> np.ndarray:
         """Return the places of `size` tokens around one, of its row and document.
 

@@ -19,6 +19,7 @@ from monosemy.interpret.describe import (
     PATTERNS,
     SIMILAR,
     describe,
+    read_clusters,
     read_coverage,
     write_concepts,
     write_kinds,
@@ -35,7 +36,7 @@ from monosemy.interpret.features import Features, build_features, join_features
 from monosemy.interpret.firings import Firings, TokenRows, collect_firings
 from monosemy.interpret.graph import Graph, Matcher, Pattern
 from monosemy.interpret.inputs import InputCluster, cluster_inputs
-from monosemy.interpret.logit_lens import TokenWeights, logit_lens, vocabulary_lens
+from monosemy.interpret.logit_lens import TokenWeights, direct_logits, logit_lens, vocabulary_lens
 from monosemy.interpret.map import cluster_features, map_features
 from monosemy.interpret.maximise import Maximised, maximise
 from monosemy.interpret.n2g import activate_in, explain_features
@@ -80,6 +81,7 @@ __all__ = [
     "cluster_inputs",
     "collect_firings",
     "describe",
+    "direct_logits",
     "explain_features",
     "join_features",
     "label_index",
@@ -92,6 +94,7 @@ __all__ = [
     "nearest_by_exemplars",
     "parents_by_activation",
     "parents_by_direction",
+    "read_clusters",
     "read_coverage",
     "score_features",
     "vocabulary_lens",

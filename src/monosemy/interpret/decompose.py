@@ -19,7 +19,7 @@ from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.metrics.pursuit import (
     Combination,
-    agreement,
+    cosine_and_fvu,
     gradient_pursuit_path,
     least_squares,
     matching_pursuit_path,
@@ -134,7 +134,7 @@ def _rebuilt(
     v: Float[Tensor, " d"], directions: Float[Tensor, "n d"], found: Combination
 ) -> Rebuilt:
     vector = found.vector(directions)
-    return Rebuilt(found, vector, *agreement(v, vector))
+    return Rebuilt(found, vector, *cosine_and_fvu(v, vector))
 
 
 def _strongest(weights: Float[Tensor, " width"], sizes: Sequence[int]) -> dict[int, Combination]:

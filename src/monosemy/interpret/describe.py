@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
@@ -93,12 +94,36 @@ def write_map(index: Index, *, seed: int = 0) -> None:
     Raises:
         UserError: a package is missing (`monosemy[map]`), or too few features fire.
     """
-    similar = index.arrays(SIMILAR)
-    together = Neighbours(similar["correlated_ids"], similar["correlated_scores"])
-    fires = index.counts > 0
-    clusters = min(CLUSTERS, max(int(fires.sum()) // _FEATURES_A_CLUSTER, 2))
-    cluster = cluster_features(together, clusters, seed=seed).astype(np.int32)
+    together, fires = _correlated(index), index.counts > 0
+    cluster = _clusters(index, seed)
     index.write_arrays(MAP, {"xy": map_features(together, fires, seed=seed), "cluster": cluster})
+
+
+def read_clusters(
+    index: Index, dictionary: Dictionary, *, seed: int = 0
+) -> Int[np.ndarray, " width"]:
+    """Return the cluster of each feature, -1 for none: the map's, or such as a map would have.
+
+    Raises:
+        UserError: there is no map, and a package is missing (`monosemy[map]`) or too few features
+            fire.
+    """
+    arrays = index.arrays(MAP)
+    if arrays:
+        return arrays["cluster"]
+    if not index.arrays(SIMILAR):
+        write_similar(index, dictionary)
+    return _clusters(index, seed)
+
+
+def _clusters(index: Index, seed: int) -> Int[np.ndarray, " width"]:
+    clusters = min(CLUSTERS, max(int((index.counts > 0).sum()) // _FEATURES_A_CLUSTER, 2))
+    return cluster_features(_correlated(index), clusters, seed=seed).astype(np.int32)
+
+
+def _correlated(index: Index) -> Neighbours:
+    similar = index.arrays(SIMILAR)
+    return Neighbours(similar["correlated_ids"], similar["correlated_scores"])
 
 
 def write_kinds(index: Index, *, seed: int = 0) -> None:

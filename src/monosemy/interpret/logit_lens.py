@@ -12,6 +12,7 @@ groups of tokens apart; near 0 in both, it does not speak of the next token (Blo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,7 @@ def logit_lens(
     """
     unembedding = lm.unembedding()
     rows = _through_norm(directions, unembedding)
-    found = token_weights(rows, unembedding.weight, _trained(lm, unembedding.weight), count)
+    found = token_weights(rows, unembedding.weight, trained_tokens(lm, unembedding.weight), count)
     return found.values, found.tokens
 
 
@@ -92,17 +93,15 @@ def vocabulary_lens(lm: LM, dictionary: Dictionary, count: int = 10) -> dict[str
     tables: dict[str, TokenWeights] = {}
     coder = dictionary.coder
     writes = in_stream(lm, dictionary.explains)
-    if lm.has_head and writes:
-        unembedding = lm.unembedding()
-        if lm.hookpoint(dictionary.explains).name == "final_norm":
-            unembedding = unembedding._replace(gain=None, centres=False)
-        weight, trained = unembedding.weight, _trained(lm, unembedding.weight)
+    unembedding = _unembedding_of(lm, dictionary)
+    if unembedding is not None:
+        weight, trained = unembedding.weight, trained_tokens(lm, unembedding.weight)
         rows = _through_norm(coder.W_dec, unembedding)
         tables["logits"] = token_weights(rows, weight, trained, count)
         tables["logits_without_norm"] = token_weights(coder.W_dec, weight, trained, count)
     embedding = lm.token_embedding()
     if embedding is not None:
-        trained = _trained(lm, embedding)
+        trained = trained_tokens(lm, embedding)
         if in_stream(lm, dictionary.hookpoint) and embedding.shape[1] == dictionary.d_in:
             tables["reads"] = token_weights(coder.W_enc, embedding, trained, count)
         if writes and embedding.shape[1] == dictionary.d_out:
@@ -112,6 +111,32 @@ def vocabulary_lens(lm: LM, dictionary: Dictionary, count: int = 10) -> dict[str
         for name, table in tables.items()
         for part, array in _arrays(table).items()
     }
+
+
+@torch.no_grad()
+def direct_logits(
+    lm: LM, dictionary: Dictionary, features: Sequence[int]
+) -> Float[Tensor, "features vocab"] | None:
+    """Return features' logit weights for a unit of activation, of all tokens.
+
+    That is table `logits` of `vocabulary_lens` in full, means not taken away; None where there is
+    none.
+    """
+    unembedding = _unembedding_of(lm, dictionary)
+    if unembedding is None:
+        return None
+    rows = _through_norm(dictionary.coder.W_dec[list(features)], unembedding)
+    return rows @ unembedding.weight.T
+
+
+def _unembedding_of(lm: LM, dictionary: Dictionary) -> Unembedding | None:
+    """Return what a dictionary's directions go through; None where they do not lead to logits."""
+    if not lm.has_head or not in_stream(lm, dictionary.explains):
+        return None
+    unembedding = lm.unembedding()
+    if lm.hookpoint(dictionary.explains).name == "final_norm":
+        return unembedding._replace(gain=None, centres=False)
+    return unembedding
 
 
 def in_stream(lm: LM, name: str) -> bool:
@@ -166,7 +191,7 @@ def _through_norm(directions: Tensor, unembedding: Unembedding) -> Tensor:
     return v if unembedding.gain is None else v * unembedding.gain
 
 
-def _trained(lm: LM, weight: Tensor) -> Tensor:
+def trained_tokens(lm: LM, weight: Float[Tensor, "vocab d"]) -> Bool[Tensor, " vocab"]:
     """Say which rows belong to tokens of text: not special, known to the tokenizer, not zero."""
     trained = (weight != 0).any(1)
     if lm.tokenizer is not None:

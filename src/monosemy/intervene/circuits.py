@@ -26,12 +26,12 @@ class Circuit:
     Attributes:
         nodes: the strongest first.
         edges: among them and to the metric, the strongest first.
-        found: how many nodes had an effect at all.
+        ranked: all nodes that had an effect, the strongest first; `nodes` are the first of them.
     """
 
     nodes: NodeEffects
     edges: list[Edge]
-    found: int
+    ranked: NodeEffects
 
 
 def find_circuit(
@@ -62,14 +62,15 @@ def find_circuit(
         if number < 1:
             raise UserError(f"`{what}` is {number}", "allowed: 1 and more")
     effects = patching.attribute(steps=steps).nodes(positions=positions)
-    kept = effects.strongest(nodes).above(threshold)
+    ranked = effects.strongest(len(effects))
+    kept = ranked.strongest(nodes).above(threshold)
     if not len(kept):
-        most = float(effects.mean.abs().amax()) if len(effects) else 0.0
+        most = float(ranked.mean[0].abs()) if len(ranked) else 0.0
         raise UserError(f"no node has an effect of {threshold:g}", f"the strongest has {most:.3g}")
     found = edges(patching, kept.nodes, steps=steps)
     found = [edge for edge in found if abs(edge.weight) >= edge_threshold]
     found.sort(key=lambda edge: -abs(edge.weight))
-    return Circuit(kept, found[:edges_kept], len(effects))
+    return Circuit(kept, found[:edges_kept], ranked)
 
 
 class Predicted(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from monosemy.coders import Change, Dictionary, ErrorTerm, changed
+from monosemy.coders import Change, Dictionary, ErrorTerm, attach_once, changed
 from monosemy.errors import UserError
 from monosemy.intervene.positions import Positions, check_positions, edited_positions
 from monosemy.lm import LM, Call, Edit
@@ -50,8 +50,10 @@ class FeatureEdit:
         """Return what `LM.edit` puts where; of a transcoder, its input is read as well.
 
         Raises:
-            UserError: in a forward pass, where a transcoder's input comes after its target.
+            UserError: the dictionary does not fit the model (see `attach`); or, in a forward pass,
+                a transcoder's input comes after its target.
         """
+        attach_once(self.dictionary, lm)
         here, there = self.dictionary.hookpoint, self.dictionary.explains
         strength = {
             feature: float(self.dictionary.strength[feature])

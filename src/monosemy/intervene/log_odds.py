@@ -41,7 +41,7 @@ class Odds:
 
 
 @dataclass(frozen=True, slots=True)
-class Steered:
+class SteeredOdds:
     """What a multiple of a vector does at a hook point."""
 
     hookpoint: str
@@ -67,7 +67,7 @@ def steer_by(
     strengths: Sequence[float] = STRENGTHS,
     positions: Positions | None = None,
     random: int = 2,
-) -> list[Steered]:
+) -> list[SteeredOdds]:
     """Return what a vector does to the odds of texts, by hook point and strength.
 
     Args:
@@ -95,7 +95,7 @@ def steer_by(
                 return compare_odds(scores, base)
 
             found.append(
-                Steered(
+                SteeredOdds(
                     name,
                     strength,
                     vector.size(name, strength),

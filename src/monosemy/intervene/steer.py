@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from monosemy.coders import Dictionary, attach
+from monosemy.coders import Dictionary
 from monosemy.intervene.edits import FeatureEdit
 from monosemy.lm import LM, Continuation
 from monosemy.metrics.diversity import distinct_n
@@ -61,7 +61,6 @@ def steer(
     Raises:
         UserError: a dictionary that does not fit, or a prompt empty or too long.
     """
-    attach(edits[0].dictionary, lm)
     found = []
     for edit in (None, _through(edits[0].dictionary), *edits):
         with _edited(lm, edit):

@@ -151,6 +151,7 @@ class Editor:
         self.call = Call()
         self.prompt: PromptLength | None = None
         self._edits: dict[str, list[Edit]] = {}
+        self._suspended = False
 
     @contextmanager
     def editing(self, path: str, edit: Edit) -> Iterator[None]:
@@ -169,6 +170,15 @@ class Editor:
             edits.pop()
             if handle is not None:
                 handle.remove()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Apply no edit while the block runs."""
+        before, self._suspended = self._suspended, True
+        try:
+            yield
+        finally:
+            self._suspended = before
 
     @contextmanager
     def seeing_calls(self, special: Int[Tensor, " special"]) -> Iterator[None]:
@@ -210,6 +220,8 @@ class Editor:
 
     def _hook(self, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+            if self._suspended:
+                return output
             activations = read(output)
             if activations is None:
                 raise UserError(f"nothing to edit at `{path}`: the module returns no tensor")

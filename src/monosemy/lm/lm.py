@@ -427,6 +427,12 @@ class LM:
                 stack.enter_context(self._editor.editing(path, edit))
             yield
 
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Leave out all edits while the block runs: the model as it is."""
+        with self._editor.suspended():
+            yield
+
     @property
     def call(self) -> Call:
         """What the forward call that is running now was given, for edits to ask."""

@@ -143,7 +143,7 @@ def least_squares(
     )
 
 
-def agreement(v: Float[Tensor, " d"], made: Float[Tensor, " d"]) -> tuple[float, float]:
+def cosine_and_fvu(v: Float[Tensor, " d"], made: Float[Tensor, " d"]) -> tuple[float, float]:
     """Return the cosine of two vectors, and |v - made|^2 / |v|^2: the share left unexplained.
 
     The cosine is 0 where either is zero.
