@@ -28,6 +28,8 @@ def circuit_paths(folders: Iterable[Path]) -> dict[str, Path]:
     paths = [path for folder in folders for path in sorted((folder / FOLDER).glob("*.json"))]
     named: dict[str, Path] = {}
     for path in {path.resolve(): path for path in paths}.values():
+        if path.name.endswith(".graph.json"):  # the same for viewers elsewhere
+            continue
         name, number = path.stem, 2
         while name in named:
             name, number = f"{path.stem}-{number}", number + 1

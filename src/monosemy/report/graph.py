@@ -14,8 +14,10 @@ from monosemy.report.numbers import figure
 METRIC = -1
 """Stands for the metric where nodes are told by their numbers."""
 
-_SLOT, _WIDEST_SLOT, _WIDTH = 64, 120, 760
-"""Width of a node with what surrounds it, least and most, and of the drawing, least: pixels."""
+_WIDTH = 760
+"""Of the drawing, pixels."""
+_SLOT, _WIDEST_SLOT = 64, 120
+"""Width of a node with what surrounds it, about the least and the most."""
 _LETTER = 7.0
 """Width of a letter under a node, pixels."""
 _LARGEST = 15
@@ -23,7 +25,7 @@ _LARGEST = 15
 _LINE = 13
 """Height of a line under a node, of which there are two where features have names."""
 _ABOVE = 30
-"""From the top of a row to the middle of its nodes."""
+"""From the top of a row to the middle of its first nodes."""
 _GAP = 58
 """Room for edges between rows."""
 _SWEEPS = 6
@@ -42,6 +44,16 @@ class Drawing:
     nodes: list[int]
     """Which are drawn, by number."""
     edges: list[EdgeRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A site's nodes, in so many lines by turns as there are too many for one."""
+
+    nodes: list[int]
+    lines: int
+    top: float
+    tall: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +80,23 @@ def draw_circuit(record: CircuitRecord, *, nodes: int, edges: int) -> Drawing:
     among = {*shown, METRIC}
     drawn = [edge for edge in record.edges if edge.source in among and target_of(edge) in among]
     drawn = drawn[:edges]
-    rows = _rows(record, shown)
-    rows = order_rows(rows, [(e.source, target_of(e), abs(e.weight)) for e in drawn])
-    rows = [_by_position(record, row) for row in rows]
-    widest = max(map(len, rows))
-    slot = min(max(_SLOT, _WIDTH / widest), _WIDEST_SLOT)
-    width = max(_WIDTH, slot * widest)
-    lines = 2 if any(record.nodes[number].name for number in shown) else 1
-    tall = _ABOVE + _LARGEST + lines * _LINE + 8
-    height = (tall + _GAP) * len(rows) - _GAP
-    tops = [height - tall - (tall + _GAP) * level for level in range(len(rows))]
-    places = _places(record, rows, tops, slot=slot, width=width, tall=tall)
+    links = [(edge.source, target_of(edge), abs(edge.weight)) for edge in drawn]
+    ordered = [_by_position(record, row) for row in order_rows(_rows(record, shown), links)]
+    has_names = any(record.nodes[number].name for number in shown)
+    block = 2 * _LARGEST + (2 if has_names else 1) * _LINE + 8
+    rows = _stacked(ordered[::-1], block)
+    slot = min(_WIDTH / max((len(row.nodes) - 1) / row.lines + 1 for row in rows), _WIDEST_SLOT)
+    places = _places(record, rows, slot, block)
     title = f"Circuit of {len(shown)} nodes and {len(drawn)} edges, towards the {record.metric}"
-    parts = [_bands(tops[:-1], width, tall), _edges(record, drawn, places, slot)]
+    parts = [_bands(rows[1:]), _edges(record, drawn, places, slot)]
     parts += [
-        _node(record, number, drawn, places[number], slot) for row in rows[::-1] for number in row
+        _node(record, number, drawn, places[number], slot) for row in rows for number in row.nodes
     ]
     svg = Markup(
         '<svg viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="group" '
         'aria-label="{2}">{3}</svg>'
-    ).format(round(width), round(height), title, Markup("\n").join(parts))
-    sites = [
-        (record.nodes[row[0]].site, top) for top, row in zip(tops[:-1], rows[:-1], strict=True)
-    ]
+    ).format(_WIDTH, round(rows[-1].top + rows[-1].tall), title, Markup("\n").join(parts))
+    sites = [(record.nodes[row.nodes[0]].site, row.top) for row in rows[1:]]
     return Drawing(svg, sites, _rules([METRIC, *shown]), shown, drawn)
 
 
@@ -152,11 +158,15 @@ def _centred(row: Sequence[int]) -> list[float]:
 
 
 def _rows(record: CircuitRecord, shown: Sequence[int]) -> list[list[int]]:
-    """Return the nodes of each site that has some, from the first site on; then the metric."""
+    """Return the nodes of each site that has some, from the first site on; then the metric.
+
+    The stronger a node, the nearer to the middle of its row, which is seen first.
+    """
     of_site: dict[str, list[int]] = {site.name: [] for site in record.sites}
     for number in shown:
         of_site[record.nodes[number].site].append(number)
-    return [*filter(None, of_site.values()), [METRIC]]
+    rows = [row[::2][::-1] + row[1::2] for row in of_site.values() if row]
+    return [*rows, [METRIC]]
 
 
 def _by_position(record: CircuitRecord, row: Sequence[int]) -> list[int]:
@@ -166,30 +176,36 @@ def _by_position(record: CircuitRecord, row: Sequence[int]) -> list[int]:
     return sorted(row, key=lambda number: record.nodes[number].position or 0)
 
 
+def _stacked(rows: Sequence[list[int]], block: float) -> list[_Row]:
+    """Return rows one under the other, the first on top; a line of a row is a block high."""
+    stacked, top = [], 0.0
+    for nodes in rows:
+        lines = math.ceil(len(nodes) * _SLOT / _WIDTH)
+        tall = _ABOVE - _LARGEST + lines * block
+        stacked.append(_Row(nodes, lines, top, tall))
+        top += tall + _GAP
+    return stacked
+
+
 def _places(
-    record: CircuitRecord,
-    rows: Sequence[Sequence[int]],
-    tops: Sequence[float],
-    *,
-    slot: float,
-    width: float,
-    tall: float,
+    record: CircuitRecord, rows: Sequence[_Row], slot: float, block: float
 ) -> dict[int, _Place]:
     strongest = max((abs(node.effect) for node in record.nodes), default=0) or 1
     places = {}
-    for top, row in zip(tops, rows, strict=True):
-        for number, shift in zip(row, _centred(row), strict=True):
+    for row in rows:
+        for turn, (number, shift) in enumerate(zip(row.nodes, _centred(row.nodes), strict=True)):
             share = 1.0 if number == METRIC else abs(record.nodes[number].effect) / strongest
             radius = max(4.0, _LARGEST * math.sqrt(share))
-            x = width / 2 + slot * shift
-            places[number] = _Place(x, top + _ABOVE, radius, top + tall - 4)
+            x = _WIDTH / 2 + slot / row.lines * shift
+            y = row.top + _ABOVE + block * (turn % row.lines)
+            places[number] = _Place(x, y, radius, y + block - _LARGEST - 4)
     return places
 
 
-def _bands(tops: Sequence[float], width: float, tall: float) -> Markup:
+def _bands(rows: Sequence[_Row]) -> Markup:
     """Draw what lies behind the nodes of each site."""
     bands = (
-        f'<rect x="0" y="{top}" width="{round(width)}" height="{tall}" rx="8"/>' for top in tops
+        f'<rect x="0" y="{row.top}" width="{_WIDTH}" height="{row.tall}" rx="8"/>' for row in rows
     )
     return Markup('<g class="bands" aria-hidden="true">{}</g>').format(Markup("".join(bands)))
 
@@ -216,7 +232,7 @@ def _edges(
                 _tone(edge.weight),
                 key_of(source),
                 key_of(target),
-                _line(places[source], places[target], slot, places[METRIC].x),
+                _line(places[source], places[target], slot),
                 0.8 + 5 * abs(edge.weight) / most,
                 title,
             )
@@ -224,12 +240,12 @@ def _edges(
     return Markup('<g class="edges" aria-hidden="true">{}</g>').format(Markup("\n").join(paths))
 
 
-def _line(start: _Place, end: _Place, slot: float, centre: float) -> str:
+def _line(start: _Place, end: _Place, slot: float) -> str:
     """Return an edge's line; past a row it bends aside, so as to pass beside its nodes."""
     top = start.y - start.radius
     middle = (top + end.foot) / 2
     passes_rows = top - end.foot > 2 * _GAP
-    bend = math.copysign(0.6 * slot, start.x + end.x - 2 * centre) if passes_rows else 0.0
+    bend = math.copysign(0.6 * slot, start.x + end.x - _WIDTH) if passes_rows else 0.0
     return (
         f"M{start.x:.1f} {top:.1f}C{start.x + bend:.1f} {middle:.1f} {end.x + bend:.1f} "
         f"{middle:.1f} {end.x:.1f} {end.foot:.1f}"
