@@ -20,6 +20,7 @@ KEYS = {
     "Home": 36,
     "/": 191,
     "ArrowRight": 39,
+    "Tab": 9,
 }
 
 

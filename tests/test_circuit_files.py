@@ -57,6 +57,7 @@ def test_the_command_finds_tries_and_writes(
         assert carrying is not None
         assert [one.features + one.errors for one in carrying.circuits][:4] == [5, 10, 20, 50]
     assert [row.site for row in written.predicted] == HOOKPOINTS
+    assert "<svg" in (runs / "circuits/pairs.html").read_text()
     again = runs / "again"
     asked = ["--pairs", str(runs / "pairs.jsonl"), "--model", str(checkpoint), "--steps", "2"]
     main(["circuit", str(runs / "layers.0"), *asked, "--no-neurons", "--out", str(again)])

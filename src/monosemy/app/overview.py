@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from monosemy.app.circuits import circuits_of
 from monosemy.app.columns import KINDS, named_by
 from monosemy.app.pages import ThisRun, page
 from monosemy.app.runs import OpenRun
@@ -54,7 +55,9 @@ class _Known:
 @router.get("/")
 def overview(request: Request, run: ThisRun) -> Response:
     """Show the run."""
-    return page("overview.html", request, run, **overview_values(run))
+    return page(
+        "overview.html", request, run, circuits=circuits_of(request, run), **overview_values(run)
+    )
 
 
 def overview_values(run: OpenRun) -> dict[str, Any]:

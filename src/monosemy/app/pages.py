@@ -80,7 +80,7 @@ def file_of(address: str) -> str:
 
 def report_css() -> str:
     """Return the style sheet that pages share with reports: `report.css` among the assets."""
-    return "\n".join(map(stylesheet, ("page.css", "card.css", "sweep.css")))
+    return "\n".join(map(stylesheet, ("page.css", "card.css", "sweep.css", "circuit.css")))
 
 
 async def run_named(request: Request, name: str) -> OpenRun:
@@ -161,9 +161,9 @@ def error_page(request: Request, error: UserError) -> HTMLResponse:
     return response
 
 
-def runs_page(request: Request, runs: list[OpenRun]) -> HTMLResponse:
+def runs_page(request: Request, runs: list[OpenRun], has_circuits: bool) -> HTMLResponse:
     """Return the list of runs."""
-    return page("runs.html", request, title="Runs", listed=runs)
+    return page("runs.html", request, title="Runs", listed=runs, has_circuits=has_circuits)
 
 
 @cache

@@ -14,6 +14,7 @@ from monosemy.coders import Dictionary, attach
 from monosemy.errors import UserError
 from monosemy.index import Index
 from monosemy.interpret import Features
+from monosemy.intervene.record import FOLDER
 from monosemy.lm import LM
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ def open_runs(folders: Sequence[Path]) -> dict[str, OpenRun]:
     runs: dict[str, OpenRun] = {}
     for folder in dict.fromkeys(path.resolve() for path in found):
         name, number = folder.name, 2
-        while name in runs or name in ("static", ""):
+        while name in runs or name in ("static", FOLDER, ""):
             name, number = f"{folder.name}-{number}", number + 1
         runs[name] = OpenRun(name, folder)
     return runs

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from monosemy.app import compare, feature_map, features, overview, prompt, steer
+from monosemy.app import circuits, compare, feature_map, features, overview, prompt, steer
 from monosemy.app.columns import named_by
 from monosemy.app.pages import STATIC, error_page, report_css, runs_page
 from monosemy.app.runs import OpenRun, open_runs
@@ -55,7 +55,7 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
         UserError: a folder is no run.
     """
     app = FastAPI(title="monosemy", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.runs = open_runs(folders)
+    app.state.runs, app.state.folders = open_runs(folders), list(folders)
     app.add_middleware(_Guard)
     app.exception_handler(UserError)(_explain)
     app.exception_handler(HTTPException)(_refuse)
@@ -63,6 +63,7 @@ def make_app(folders: Sequence[Path]) -> FastAPI:
     app.get("/static/report.css")(_report_css)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.get("/")(_home)
+    app.include_router(circuits.router)
     for router in PAGES:
         app.include_router(router, prefix="/{name}")
     return app
@@ -119,7 +120,7 @@ async def _home(request: Request) -> Response:
     runs: dict[str, OpenRun] = request.app.state.runs
     if len(runs) == 1:
         return RedirectResponse(f"/{next(iter(runs))}/")
-    return runs_page(request, list(runs.values()))
+    return runs_page(request, list(runs.values()), circuits.has_circuits(request))
 
 
 def serve(folders: Sequence[Path], *, port: int = 8440, browser: bool = True) -> None:

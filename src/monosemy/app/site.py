@@ -100,7 +100,7 @@ def _write(run: OpenRun, folder: Path, features: Sequence[int]) -> None:
     write_text(folder / "static" / "report.css", report_css())
     write_text(folder / "data" / "features.js", features_js(run, features))
     write_text(folder / _MARK, "")
-    write("", "overview.html", **overview_values(run))
+    write("", "overview.html", circuits=[], **overview_values(run))
     write("features", "features.html", title="Features", listed=features[:200])
     if "map" in sections:
         drawn |= {"colour": COLOURS[0], "words": "", "found": [], "cluster": ""}

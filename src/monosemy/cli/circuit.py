@@ -26,6 +26,7 @@ from monosemy.intervene.patching import Metric
 from monosemy.intervene.prompts import Unequal
 from monosemy.intervene.record import FOLDER, CircuitRecord, EdgeRecord, NodeRecord, SiteRecord
 from monosemy.lm import LM
+from monosemy.report.circuit import write_circuit
 from monosemy.report.numbers import percent
 
 _ENOUGH = 0.8
@@ -116,9 +117,10 @@ class Command:
         )
         folder.mkdir(parents=True, exist_ok=True)
         record.save(folder / f"{name}.json")
+        write_circuit(record, folder / f"{name}.html")
         self._write_graph(lm, sites, found_on[0], names, folder / f"{name}.graph.json")
         _tell(record)
-        written = ", ".join(f"{name}.{kind}" for kind in ("json", "graph.json"))
+        written = ", ".join(f"{name}.{kind}" for kind in ("json", "html", "graph.json"))
         console.print(f"written to {folder}: {written}", style="dim")
 
     def _patching(

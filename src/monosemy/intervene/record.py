@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from monosemy.artefact import write_text
 from monosemy.corpus.minimal_pairs import MinimalPair
@@ -16,6 +18,9 @@ from monosemy.intervene.circuits import Carried, Carrying, Predicted
 FOLDER = "circuits"
 """In a run or a sweep."""
 _FORMAT = 1
+
+_Part = TypeVar("_Part")
+_hints = cache(get_type_hints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,7 @@ class CircuitRecord:
         if not isinstance(told, dict) or told.pop("format", None) != _FORMAT:
             raise UserError(f"`{path}` is no circuit of format {_FORMAT}", "make the circuit anew")
         try:
-            return cls(**_read(told))
+            return _part(cls, _read(told))
         except (TypeError, KeyError, IndexError) as error:
             raise UserError(
                 f"`{path}` is no whole circuit: {error}", "make the circuit anew"
@@ -144,11 +149,11 @@ def _told(carrying: Carrying) -> dict[str, Any]:
 
 def _read(told: Mapping[str, Any]) -> dict[str, Any]:
     parts: dict[str, Any] = {
-        "examples": [MinimalPair(**one) for one in told["examples"]],
-        "sites": [SiteRecord(**one) for one in told["sites"]],
-        "nodes": [NodeRecord(**one) for one in told["nodes"]],
-        "edges": [EdgeRecord(**one) for one in told["edges"]],
-        "predicted": [Predicted(**one) for one in told["predicted"]],
+        "examples": [_part(MinimalPair, one) for one in told["examples"]],
+        "sites": [_part(SiteRecord, one) for one in told["sites"]],
+        "nodes": [_part(NodeRecord, one) for one in told["nodes"]],
+        "edges": [_part(EdgeRecord, one) for one in told["edges"]],
+        "predicted": [_part(Predicted, one) for one in told["predicted"]],
         "carried": _carrying(told["carried"]),
         "neurons": None if told["neurons"] is None else _carrying(told["neurons"]),
     }
@@ -168,5 +173,23 @@ def _check_ends(edge: EdgeRecord, nodes: int) -> None:
 
 
 def _carrying(told: Mapping[str, Any]) -> Carrying:
-    circuits: Sequence[Mapping[str, Any]] = told["circuits"]
-    return Carrying(told["whole"], told["nothing"], [Carried(**one) for one in circuits])
+    circuits = [_part(Carried, one) for one in told["circuits"]]
+    return _part(Carrying, {**told, "circuits": circuits})
+
+
+def _part(kind: Callable[..., _Part], told: Mapping[str, Any]) -> _Part:
+    """Make a part of a record of what a file says, once that is text or a number where it must."""
+    made = kind(**told)
+    for name, hint in _hints(kind).items():
+        if get_origin(hint) is not list and not _is(told[name], get_args(hint) or (hint,)):
+            raise TypeError(f"`{name}` is {told[name]!r}")
+    return made
+
+
+def _is(value: object, kinds: tuple[type, ...]) -> bool:
+    """Say whether a value is of some kind; a number has to be finite, and truth is none."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int | float) and float in kinds:
+        return math.isfinite(value)
+    return isinstance(value, kinds)
