@@ -53,7 +53,7 @@ class Child:
         self._process.kill()
         self._process.join()
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = 600) -> None:
         self._process.join(seconds)
         assert self.exitcode is not None, f"still running after {seconds} s: {self.written}"
 

@@ -18,10 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+import type_check
+from hypothesis import settings
 
+# How long an example takes says something about the machine, not about what is tested.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 # Every signature of the package, shapes included, is checked at run time from here on.
-install_import_hook("monosemy", "type_check.check")
+type_check.install("monosemy")
 
 from tiny_models import tiny_llama, tiny_tokenizer
 

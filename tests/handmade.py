@@ -18,12 +18,21 @@ INPUT, TARGET = "layers.1.post_attention_layernorm", "layers.1.mlp"
 WIDTH = 96
 
 
+MOST = 16_384
+"""Tokens, to a batch, from which a dictionary by hand is made: of a large corpus the first."""
+
+
 def activations(
     lm: LM, provenance: Provenance, corpus: Corpus, part: Part
 ) -> tuple[Tensor, Tensor]:
-    """Every counted token's activations: those encoded, those explained."""
+    """Counted tokens' activations: those encoded, those explained."""
     text = provenance.stream(lm, corpus, part)
-    values = list(LiveActivations(lm, text, [provenance.hookpoint, provenance.explains]))
+    values, count = [], 0
+    for found in LiveActivations(lm, text, [provenance.hookpoint, provenance.explains]):
+        values.append(found)
+        count += len(found[provenance.hookpoint])
+        if count >= MOST:
+            break
     return (
         torch.cat([v[provenance.hookpoint] for v in values]),
         torch.cat([v[provenance.explains] for v in values]),

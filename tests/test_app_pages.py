@@ -344,7 +344,7 @@ def test_several_features_are_clamped_at_once_in_any_order(site: Site) -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_distinct_n(tokens: list[int], n: int) -> None:
     grams = [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
     share = distinct_n(tokens, n)
@@ -357,13 +357,13 @@ def test_distinct_n(tokens: list[int], n: int) -> None:
 
 
 @given(st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100), max_size=16))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_strengths_are_read_as_they_are_written(scales: dict[int, float]) -> None:
     assert parse_scales(",".join(f"{f}:{s!r}" for f, s in scales.items())) == scales
 
 
 @given(st.text(max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_other_text_is_no_strengths(text: str) -> None:
     try:
         scales = parse_scales(text)
