@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["children", "resume_child", "store_child", "index_child"])
+_FORKS.set_forkserver_preload(
+    ["children", "resume_child", "store_child", "index_child", "monosemy.report"]
+)
 
 
 class Child:

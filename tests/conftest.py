@@ -36,10 +36,14 @@ from monosemy.training import Run, train
 torch.set_num_threads(CORES)
 
 
+LONGEST = ["docs", "resume", "training", "fit", "architectures", "app", "app_pages", "sweep_report"]
+"""Files of tests that take longest, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, so that no worker is left with one alone at the end."""
-    longest = ["test_docs", "test_resume"]
-    items.sort(key=lambda item: item.path.stem not in longest)
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ signature needs no scope.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -21,7 +22,7 @@ from beartype import BeartypeConf, beartype
 
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
 _theirs = jaxtyping.jaxtyped
-_scope = _theirs("context")
+_SCOPE, _NO_SCOPE = _theirs("context"), contextlib.nullcontext()
 _SUSPENDED = (
     inspect.isgeneratorfunction,
     inspect.iscoroutinefunction,
@@ -50,13 +51,13 @@ def checked(made: Any) -> Any:
         return _theirs(made, typechecker=_check)
     hints = {name: _resolved(hint, made) for name, hint in made.__annotations__.items()}
     made.__annotations__ = hints
-    look = _check(made)
-    if not any(map(_has_shape, hints.values())):
-        return look
+    look, scope = _check(made), _SCOPE if any(map(_has_shape, hints.values())) else _NO_SCOPE
 
     @functools.wraps(made)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _scope:
+        if jaxtyping.config.jaxtyping_disable:
+            return made(*args, **kwargs)
+        with scope:
             return look(*args, **kwargs)
 
     return call
