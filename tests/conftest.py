@@ -36,7 +36,7 @@ from monosemy.training import Run, train
 torch.set_num_threads(CORES)
 
 
-LONGEST = ["docs", "resume", "training", "fit", "architectures", "app", "app_pages", "sweep_report"]
+LONGEST = ["docs", "resume", "training", "benchmarks", "cli", "sweep_report", "hub", "fit"]
 """Files of tests that take longest, the longest first."""
 
 
