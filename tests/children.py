@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["children", "resume_child", "store_child", "index_child"])
+_FORKS.set_forkserver_preload(
+    ["children", "resume_child", "store_child", "index_child", "monosemy.report"]
+)
 
 
 class Child:
@@ -53,7 +55,7 @@ class Child:
         self._process.kill()
         self._process.join()
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = 600) -> None:
         self._process.join(seconds)
         assert self.exitcode is not None, f"still running after {seconds} s: {self.written}"
 

@@ -18,10 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+import type_check
+from hypothesis import settings
 
+# How long an example takes says something about the machine, not about what is tested.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 # Every signature of the package, shapes included, is checked at run time from here on.
-install_import_hook("monosemy", "type_check.check")
+type_check.install("monosemy")
 
 from tiny_models import tiny_llama, tiny_tokenizer
 
@@ -32,10 +36,14 @@ from monosemy.training import Run, train
 torch.set_num_threads(CORES)
 
 
+LONGEST = ["docs", "resume", "training", "benchmarks", "cli", "sweep_report", "hub", "fit"]
+"""Files of tests that take longest, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, so that no worker is left with one alone at the end."""
-    longest = ["test_docs", "test_resume"]
-    items.sort(key=lambda item: item.path.stem not in longest)
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

@@ -18,12 +18,21 @@ INPUT, TARGET = "layers.1.post_attention_layernorm", "layers.1.mlp"
 WIDTH = 96
 
 
+STRENGTH_TOKENS = 16_384
+"""Held-out tokens, to a batch, on which strengths are measured: of a large corpus the first."""
+
+
 def activations(
-    lm: LM, provenance: Provenance, corpus: Corpus, part: Part
+    lm: LM, provenance: Provenance, corpus: Corpus, part: Part, most: float = float("inf")
 ) -> tuple[Tensor, Tensor]:
-    """Every counted token's activations: those encoded, those explained."""
+    """Counted tokens' activations: those encoded, those explained."""
     text = provenance.stream(lm, corpus, part)
-    values = list(LiveActivations(lm, text, [provenance.hookpoint, provenance.explains]))
+    values, count = [], 0
+    for found in LiveActivations(lm, text, [provenance.hookpoint, provenance.explains]):
+        values.append(found)
+        count += len(found[provenance.hookpoint])
+        if count >= most:
+            break
     return (
         torch.cat([v[provenance.hookpoint] for v in values]),
         torch.cat([v[provenance.explains] for v in values]),
@@ -40,7 +49,7 @@ def dictionary_of(
 ) -> Dictionary:
     """A folded coder with everything a saved one has."""
     activity = Activity(coder.width)
-    x, _ = activations(lm, provenance, corpus, "held_out")
+    x, _ = activations(lm, provenance, corpus, "held_out", STRENGTH_TOKENS)
     code = coder.encode_sparse(x)
     activity.update(code.values, code.indices, len(x))
     return Dictionary(

@@ -411,7 +411,7 @@ def test_several_features_are_clamped_at_once_in_any_order(site: Site) -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_distinct_n(tokens: list[int], n: int) -> None:
     grams = [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
     share = distinct_n(tokens, n)
@@ -424,7 +424,7 @@ def test_distinct_n(tokens: list[int], n: int) -> None:
 
 
 @given(st.text(max_size=30) | st.text("clampdswx 0123456789=,;:-.", max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_other_text_is_no_edit(text: str) -> None:
     try:
         changes = [parse_change(part) for part in split_edits(text)]

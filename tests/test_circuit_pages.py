@@ -161,7 +161,7 @@ def test_a_few_crossings_are_undone() -> None:
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ordering_keeps_every_node_in_its_row(sizes: list[int], random) -> None:
     rows, n = [], 0
     for size in sizes:

@@ -71,7 +71,7 @@ def f1_by_hand(y: np.ndarray, above: np.ndarray) -> float:
     return 2 * (y & above).sum() / max(y.sum() + above.sum(), 1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(4, 60), st.integers(1, 8))
 def test_against_plain_definitions(seed: int, places: int, levels: int) -> None:
     """Every threshold between activations is tried; figures are those of the other half."""
@@ -100,7 +100,7 @@ def test_against_plain_definitions(seed: int, places: int, levels: int) -> None:
         np.testing.assert_allclose(found.auroc[f, c], auroc, rtol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(20, 60))
 def test_thresholds_for_precision(seed: int, places: int) -> None:
     """The lowest of those that are precise and keep enough; none: no figures."""

@@ -30,7 +30,7 @@ from monosemy.training import Run
 IDS = st.lists(st.integers(0, 3), max_size=30)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(IDS, IDS, st.integers(2, 20))
 def test_regions_part_what_is_read(before: list[int], after: list[int], most: int) -> None:
     found = cut_pair(before, after, most)

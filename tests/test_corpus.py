@@ -272,7 +272,7 @@ def test_a_large_text_file_of_a_folder_is_cut_too(tmp_path):
     assert len(ids_of(open_corpus(tmp_path))) > 100
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     paragraphs=st.lists(
         st.tuples(st.text(alphabet="ab é\n", max_size=30), st.integers(1, 400)), max_size=12

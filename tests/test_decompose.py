@@ -80,7 +80,7 @@ def paths(v: Tensor, directions: Tensor, most: int) -> dict[str, list[Combinatio
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 24), st.integers(2, 10), st.integers(1, 8))
 def test_every_path_gets_better_and_its_weights_are_optimal(
     seed: int, n: int, d: int, most: int
@@ -100,7 +100,7 @@ def test_every_path_gets_better_and_its_weights_are_optimal(
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_orthogonal_directions_are_found_again(seed: int, k: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q

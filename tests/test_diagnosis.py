@@ -92,7 +92,7 @@ def is_told(finding: Finding, *parts: str) -> None:
     seed=st.integers(0, 1000),
     controlled=st.booleans(),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_a_healthy_run_yields_nothing(
     steps: int, noise: float, seed: int, controlled: bool
 ) -> None:

@@ -44,7 +44,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        main(["demo", "--overwrite", "--tokens", "400000"])
+        main(["demo", "--overwrite", "--tokens", "160000"])
     finally:
         os.chdir(before)
     # The prompts that docs/activations.md shows.

@@ -197,7 +197,7 @@ NASTY = st.sampled_from(
 
 
 @given(st.lists(st.tuples(NASTY | st.text(max_size=4), st.booleans()), max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_text_can_forge_a_mark(tokens: list[tuple[str, bool]]) -> None:
     """What reads as a mark is one: as many as tokens on which the feature fires, in their order."""
     exemplar = Exemplar("d", [t for t, _ in tokens], [float(on) for _, on in tokens], 0)
@@ -330,7 +330,6 @@ def test_choices(answer: str, said: float | None) -> None:
 
 
 @given(st.text(max_size=60))
-@settings(deadline=None)
 def test_any_answer_can_be_read(answer: str) -> None:
     read_explanation(answer)
     assert len(read_decisions(answer, 4)) == len(read_strengths(answer, 4)) == 4

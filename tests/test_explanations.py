@@ -259,7 +259,7 @@ def test_scores_count_hits_by_document() -> None:
     assert np.isnan(whole["precision"][0, 1]) and scores.predictions == 3
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=30))
 def test_no_set_of_tokens_is_a_better_rule(text: list[tuple[int, bool]]) -> None:
     tokens, fires = (np.array(column) for column in zip(*text, strict=True))

@@ -75,7 +75,7 @@ def test_cosines_of_an_orthonormal_basis_and_of_a_duplicate() -> None:
         direction_cosines(torch.eye(1))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(n=st.integers(2, 40), d=st.integers(2, 9), size=st.sampled_from([1, 7, 512]))
 def test_cosines_equal_those_of_the_whole_matrix(n: int, d: int, size: int) -> None:
     directions = torch.randn(n, d, generator=torch.Generator().manual_seed(n * d))
@@ -100,7 +100,7 @@ def test_random_directions_have_the_known_mean_and_quantile() -> None:
     assert weighted_quantile(middles, pooled, 0.95)[0] == pytest.approx(1.645 / 8, abs=0.01)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=9).filter(any))
 def test_weighted_quantiles_equal_those_of_repeated_values(weights: list[int]) -> None:
     values = np.random.default_rng(0).permutation(len(weights)).astype(float)

@@ -153,7 +153,7 @@ def test_no_text_is_shown_twice(lm: LM, run: Run, tmp_path: Path) -> None:
     context=st.integers(1, 70),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_peaks_by_brute_force(places: list[int], context: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(1, 5, len(places)).astype(np.float32)
     found, strongest = _peaks(np.array(places), values, context)

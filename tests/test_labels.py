@@ -134,7 +134,7 @@ def slow_labels(batch: TokenBatch, spans: Any, names: list[str]) -> list[Any]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_labels_are_those_of_a_direct_loop(data: st.DataObject) -> None:
     texts = data.draw(

@@ -60,7 +60,7 @@ def test_the_last_token_is_the_last_that_counts() -> None:
     assert counted_text(document, TokenPolicy(choose="last")).endswith("f")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     weight=st.floats(0.1, 10),
     lengths=st.tuples(st.integers(5, 60), st.integers(5, 60)),

@@ -48,7 +48,7 @@ def test_a_constant_offset_is_seen() -> None:
     assert figures(x, x + 1)["fvu"] > 0.5
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(1, 199), max_size=6), seed=st.integers(0, 1000))
 def test_cutting_into_batches_changes_nothing(cuts: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -182,7 +182,7 @@ def test_a_projection_has_no_bias_though_it_is_shorter() -> None:
     assert found["l2_ratio_centred"] < 0.95
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 100), size=st.sampled_from([35, 2**18]))
 def test_agreement_is_that_of_double_precision(seed: int, size: int) -> None:
     """Products in single precision, sums in double: digits beyond the sixth may differ."""

@@ -258,7 +258,7 @@ def slowly(found: Graph, tokens: Sequence[int]) -> list[float]:
     return predicted
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(graphs, min_size=1, max_size=4),
     st.integers(1, 9).flatmap(

@@ -20,7 +20,7 @@ from monosemy.lm import LM
 from monosemy.progress import Stages
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(items=st.lists(st.integers(), max_size=30), depth=st.integers(1, 5))
 def test_items_come_in_order(items: list[int], depth: int) -> None:
     ahead = Ahead(items, depth)

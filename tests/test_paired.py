@@ -51,7 +51,7 @@ def test_of_many_pairs_p_is_that_of_the_normal_distribution() -> None:
     assert wilcoxon(d) == pytest.approx(stats.wilcoxon(d, axis=0, method="asymptotic").pvalue)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
 def test_with_ties_and_zeros_p_counts_every_assignment_of_signs(d: list[int]) -> None:
     x = np.array([v for v in d if v], dtype=float)
@@ -114,7 +114,7 @@ def test_pairs_of_a_group_are_turned_together() -> None:
     assert (flips[:, 0] != flips[:, 3]).any()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=2, max_size=40))
 def test_halves_share_no_group(pairs: list[tuple[int, int]]) -> None:
     groups, kinds = np.array(pairs).T

@@ -70,7 +70,7 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_from_any_place_a_stream_goes_on_with_the_same_batches(data: st.DataObject) -> None:
     texts = data.draw(st.lists(TEXT, min_size=1, max_size=12))

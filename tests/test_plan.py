@@ -102,7 +102,7 @@ def test_sixteen_million_features_on_70b_have_an_answer(large: LM) -> None:
     assert len(said) == 1 and "a width up to 2,4" in said[0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     name=st.sampled_from(["t4", "l4", "h100", "h100x8"]),
     k=st.integers(1, 512),

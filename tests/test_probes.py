@@ -55,7 +55,6 @@ def test_a_separable_task_has_the_penaltys_solution() -> None:
 
 
 @given(scores=st.lists(st.integers(-3, 3), min_size=4, max_size=30), seed=st.integers(0, 99))
-@settings(deadline=None)
 def test_auroc_is_scikit_learns_with_ties(scores: list[int], seed: int) -> None:
     labels = np.random.default_rng(seed).random(len(scores)) < 0.5
     labels[:2] = [True, False]
@@ -154,7 +153,7 @@ def test_one_more_feature_can_only_lower_the_least_loss() -> None:
 
 
 @given(seed=st.integers(0, 999), rate=st.floats(0.1, 0.9), power=st.sampled_from([1, 3]))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_no_loss_is_below_its_bound_so_the_least_is_found(
     seed: int, rate: float, power: int
 ) -> None:

@@ -108,7 +108,7 @@ def test_tokens_of_very_different_norms(method: str) -> None:
     method=st.sampled_from(METHODS),
     dtype=st.sampled_from(DTYPES),
 )
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_any_shape_is_chosen_exactly(
     tokens: int,
     width: int,

@@ -23,7 +23,7 @@ class Numbers:
             yield {"a": part[:, None].expand(-1, 3), "b": -part[:, None]}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(n=st.integers(50, 900), size=st.integers(1, 300), piece=st.integers(1, 120))
 def test_every_row_is_served_once(n: int, size: int, piece: int) -> None:
     served = torch.cat(

@@ -28,7 +28,7 @@ def spread_of(x: Tensor, context: int = 10, pieces: int = 1) -> SpreadFigures:
     return spread.compute()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(d=st.integers(2, 40), data=st.data())
 def test_iso_score_of_equal_dimensions_is_known(d: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, d))

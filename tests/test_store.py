@@ -121,7 +121,7 @@ def test_a_store_knows_its_tokens_and_documents(
         assert text[:8] in texts[run.document][run.start : run.start + 12]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.lists(st.integers(0, 5999), max_size=40))
 def test_rows_come_in_the_order_asked_for(store: Store, rows: list[int]) -> None:
     whole = store.read(slice(None))

@@ -409,7 +409,7 @@ def test_every_character_that_is_not_white_space_is_part_of_a_token(library) -> 
 BRACKETS = ("paren", "bracket", "brace")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_whatever_parses_has_sound_spans(data: st.DataObject) -> None:
     lines = "".join(SOURCES).split("\n")

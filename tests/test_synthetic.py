@@ -190,7 +190,7 @@ def test_one_argument_does_not_redraw_what_another_decides() -> None:
     assert torch.equal(plain.directions, full.directions)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(size=st.integers(1, 2500), n=st.integers(1, 2500))
 def test_how_it_is_cut_changes_nothing(size: int, n: int) -> None:
     data = make(d_in=8, n_features=20, l0=2, **KINDS["zipf"], noise=0.1, correlation=0.5)

@@ -137,7 +137,7 @@ def test_a_batch_lists_the_documents_it_touches_and_no_others():
 WITH_AND_WITHOUT_BOS = {True: bos_tokenizer(), False: byte_tokenizer()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=12),
     context=st.integers(2, 12),

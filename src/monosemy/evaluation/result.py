@@ -210,9 +210,14 @@ def _suite(values: Mapping[str, Any]) -> SuiteResult:
             Table(t["columns"], [*map(_row, t["rows"])], t["title"]) for t in values["tables"]
         ],
         "judgements": [Judgement(**judgement) for judgement in values["judgements"]],
-        "plots": [Plot(**plot) for plot in values["plots"]],
+        "plots": [*map(_plot, values["plots"])],
     }
     return SuiteResult(**{**values, **read})
+
+
+def _plot(values: Mapping[str, Any]) -> Plot:
+    lines = {name: [tuple(point) for point in line] for name, line in values["lines"].items()}
+    return Plot(**{**values, "lines": lines})
 
 
 def _row(values: Mapping[str, Any]) -> MetricRow:

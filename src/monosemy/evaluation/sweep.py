@@ -19,7 +19,7 @@ from monosemy.corpus import Corpus, TokenBatch, TokenStream
 from monosemy.errors import UserError
 from monosemy.evaluation.baselines import RIDGE
 from monosemy.evaluation.splice import putting
-from monosemy.lm import LM
+from monosemy.lm import LM, Replay
 from monosemy.metrics import (
     Activity,
     LossEffect,
@@ -382,6 +382,8 @@ class _Comparison:
         # Names of rows need not be different from those of ablations: numbers are.
         variants = [*map(str, range(len(candidates))), *self.ablations.values()]
         self.loss = LossEffect(variants, list(self.ablations.values()))
+        first = min(means, key=lambda point: len(lm.blocks_before(point)))
+        self.replay = Replay(lm, first)  # what runs before any of them runs once a batch
         self.documents: dict[str, int] = {}
         self.tokens = self.loss_tokens = 0
 
@@ -414,7 +416,7 @@ class _Comparison:
     def _splice(self, batch: TokenBatch, groups: Tensor, explained: Iterator[Tensor]) -> None:
         """Run the model as it is, with each explanation in place, and with means in place."""
         targets, counted = batch.next_tokens()
-        original = self.lm.logits(batch.tokens, attention_mask=batch.attention_mask)
+        original = self.replay.record(batch.tokens, batch.attention_mask)
         self.loss.update(original.cpu(), self._spliced(batch, explained), targets, counted, groups)
         self.loss_tokens += int(counted.sum())
 
@@ -427,9 +429,12 @@ class _Comparison:
             yield name, self._logits_with(batch, point, self.means[point])
 
     def _logits_with(self, batch: TokenBatch, point: str, values: Tensor) -> Tensor:
-        """Return logits with the counted tokens' activations replaced: [batch, time, vocab]."""
+        """Return the recorded batch's logits with counted tokens' activations replaced.
+
+        [batch, time, vocab]
+        """
         with self.lm.edit({point: putting(values, batch.counted)}):
-            return self.lm.logits(batch.tokens, attention_mask=batch.attention_mask).cpu()
+            return self.replay.again().cpu()
 
     def rows(self, draws: int, seed: int) -> list[SweepRow]:
         weights = bootstrap_weights(len(self.documents), draws, seed)

@@ -62,7 +62,8 @@ def choose_features(features: Features, count: int = 20) -> list[int]:
 
 def _candidate(features: Features, feature: int) -> _Candidate | None:
     _, values = features.index.entries(feature)
-    peaks = [e.tokens[e.peak].strip() for e in features.view(feature, exemplars=_TOP).exemplars]
+    contexts = features.index.exemplars(feature, _TOP, window=2)  # enough to read the peaks
+    peaks = [e.tokens[e.peak].strip() for e in contexts]
     if len(peaks) < _FEWEST:
         return None
     peak, times = Counter(peaks).most_common(1)[0]

@@ -52,7 +52,8 @@ from monosemy.training.tracking import Tracker
 
 STATISTICS_TOKENS = 32_768
 HELD_OUT_TOKENS = 65_536
-"""Held-out tokens on which each feature's strength, and L0, are measured."""
+"""Held-out tokens on which each feature's strength, and L0, are measured: no more than were trained
+on, or a short run would end with a long wait."""
 CHECKPOINT_SECONDS = 300.0
 """Between checkpoints, where no number of tokens is given."""
 THRESHOLD_BATCHES = 8
@@ -376,7 +377,7 @@ class Session:
             member.finish()
             sample = [batch[plan.provenance.hookpoint] for batch in batches]
             coders.append(self._finished(member.coder, plan, sample))
-        activities = self._held_out(coders)
+        activities = self._held_out(coders, tokens=min(HELD_OUT_TOKENS, self.tokens))
         trained = [
             self._dictionary(plan, coder, history, activity, seconds)
             for plan, coder, history, activity in zip(
