@@ -54,6 +54,21 @@ def test_forward_is_decode_of_encode_and_the_linear_path(architecture: str, vari
     torch.testing.assert_close(coder(x), coder.decode(z) + skipped, atol=1e-5, rtol=1e-5)
 
 
+@every_variant
+@every_architecture
+def test_some_features_fire_as_among_all(architecture: str, variant: str) -> None:
+    coder = build(architecture, variant)
+    x = torch.randn(40, D, requires_grad=True)
+    some = [WIDTH - 1, 0, 3]
+    z, whole = coder.encode_some(x, some), coder.encode(x)[:, some]
+    assert (whole > 0).any()
+    torch.testing.assert_close(z, whole, atol=1e-5, rtol=1e-5)
+    assert coder.encode_some(x, []).shape == (40, 0)
+    weights = torch.randn_like(z)
+    gradients = [torch.autograd.grad((a * weights).sum(), x)[0] for a in (z, whole)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
 @every_architecture
 def test_sparse_and_dense_codes_agree(architecture: str) -> None:
     coder = build(architecture)

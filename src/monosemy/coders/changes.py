@@ -164,18 +164,19 @@ def changed(
         error: whether what is not explained stays.
     """
     named = list(dict.fromkeys(f for change in changes for f in change.features))
-    code = coder.encode_sparse(x)
-    now = code.columns(named)
+    others = error == "drop" or any(isinstance(change, SuppressAll) for change in changes)
+    code = coder.encode_sparse(x) if others else None
+    now = coder.encode_some(x, named) if code is None else code.columns(named)
     z = Touched(dict(zip(named, now.unbind(1), strict=True)), strength)
     for change in changes:
         change.apply(z)
     directions = coder.W_dec[named]
     then = torch.stack(list(z.values.values()), 1) if named else now
     moved = (then - now) @ directions
-    if z.others != 1.0:
+    if code is not None and z.others != 1.0:
         rest = code.decode(coder.W_dec) - now @ directions
         moved = moved + (z.others - 1) * rest
-    if error == "keep":
+    if code is None or error == "keep":
         out = y + moved
     else:
         out = coder.base(x) + code.decode(coder.W_dec) + moved

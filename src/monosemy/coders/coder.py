@@ -13,12 +13,14 @@ squared error, its loss holds; nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import linear
 
 from monosemy.coders.code import Code
@@ -63,6 +65,9 @@ class SparseCoder(nn.Module, ABC):
     architecture: ClassVar[str]
     has_k: ClassVar[bool] = False
     """Its L0 is given by k; otherwise a penalty, and who weighs it, decide."""
+
+    competes: ClassVar[bool] = False
+    """Whether one feature fires depends on how strongly others do."""
 
     target_l0: float | None = None
     """Features that are to fire on a token: set for training, some penalties use it."""
@@ -151,6 +156,20 @@ class SparseCoder(nn.Module, ABC):
         """Return the code as a dense tensor; any leading shape."""
         z = self.encode_sparse(x.reshape(-1, x.shape[-1])).dense()
         return z.reshape(*x.shape[:-1], self.width)
+
+    def encode_some(
+        self, x: Float[Tensor, "tokens d_in"], features: Sequence[int]
+    ) -> Float[Tensor, "tokens features"]:
+        """Return the activations of some features; if they do not compete, computed alone."""
+        if self.competes:
+            return self.encode_sparse(x).columns(features)
+        state = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        rows = {
+            f"coder.{name}": values[list(features)]
+            for name, values in state.items()
+            if name not in _OF_OUTPUT and values.ndim and len(values) == self.width
+        }
+        return functional_call(_Encoding(self), rows, (x,))
 
     def decode(self, z: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch d_out"]:
         """Return what a dense code stands for; without the linear path, which needs x."""
@@ -346,6 +365,21 @@ class SparseCoder(nn.Module, ABC):
                 f"activations have width {x.shape[-1]}, this dictionary was made for {self.d_in}",
                 "attach it to the hook point it was trained on: `monosemy doctor` finds it",
             )
+
+
+_OF_OUTPUT = ("b_dec", "W_skip")
+"""Weights without a row for each feature."""
+
+
+class _Encoding(nn.Module):
+    """The encoder alone, of as many features as there are weights for."""
+
+    def __init__(self, coder: SparseCoder) -> None:
+        super().__init__()
+        self.coder = coder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.coder.encode_sparse(x).dense()
 
 
 def mean_square(left: Float[Tensor, "tokens d"]) -> Float[Tensor, ""]:

@@ -26,6 +26,7 @@ class TopK(SparseCoder):
 
     architecture = "topk"
     has_k = True
+    competes = True
 
     def __init__(
         self, d_in: int, width: int, *, k: int = 32, multi: bool = False, **common: Any

@@ -65,11 +65,8 @@ def edited_positions(
         return text
     if isinstance(positions, Firing):
         assert dictionary is not None
-        code = dictionary.coder.encode_sparse(x[text].float())
-        mine = (code.indices == positions.feature) & (code.values > positions.above)
-        fires = torch.zeros(int(text.sum()), dtype=torch.bool, device=x.device)
-        fires[code.tokens[mine]] = True
-        return text.clone().masked_scatter(text, fires)
+        z = dictionary.coder.encode_some(x[text].float(), [positions.feature])[:, 0]
+        return text.clone().masked_scatter(text, z > positions.above)
     index = call.index(x)
     if isinstance(positions, range):
         wanted = torch.tensor(list(positions), device=x.device)
