@@ -106,7 +106,7 @@ def test_ablating_is_the_edit_that_ablates(run: Run, index: Index, effects: Feat
 def test_a_transcoder_is_scaled_where_it_writes(lm: LM, corpus: Corpus, tmp_path: Path) -> None:
     d = make_transcoder(lm, corpus)
     index = build_index(d, lm, corpus, tmp_path / "index", tokens=1000)
-    chosen = index.live[:3]
+    chosen = sorted(index.live, key=lambda feature: -index.counts[feature])[:3]
     effects = feature_effects(lm, d, chosen, index, windows=WINDOWS, context=CONTEXT)
     for number, feature in enumerate(effects.features.tolist()):
         _, original, logits = by_edit(lm, d, index, feature)

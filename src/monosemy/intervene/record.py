@@ -179,11 +179,10 @@ def _carrying(told: Mapping[str, Any]) -> Carrying:
 
 def _part(kind: Callable[..., _Part], told: Mapping[str, Any]) -> _Part:
     """Make a part of a record of what a file says, once that is text or a number where it must."""
-    made = kind(**told)
     for name, hint in _hints(kind).items():
         if get_origin(hint) is not list and not _is(told[name], get_args(hint) or (hint,)):
             raise TypeError(f"`{name}` is {told[name]!r}")
-    return made
+    return kind(**told)
 
 
 def _is(value: object, kinds: tuple[type, ...]) -> bool:
