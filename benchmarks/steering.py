@@ -123,7 +123,10 @@ def main():
     for layer, dictionary in dictionaries.items():
         families = candidates(dictionary, slopes[layer], named[layer], means[layer], layer == main)
         found[layer] = measure(setting, families)
-    main_table = found[main] | {"as it is": as_it_is(setting, main), PROMPTED: prompting(setting)}
+    main_table = found[main] | {
+        "as it is": as_it_is(setting, main, given[0].d_in),
+        PROMPTED: prompting(setting),
+    }
     text = "\n".join(
         [
             *share_lines(main_table),
@@ -321,8 +324,8 @@ def writing(setting):
     return Writing(setting.size.tokens, samples=setting.size.samples, seed=10_000)
 
 
-def as_it_is(setting, layer):
-    nothing = pushing("nothing", layer, torch.zeros(1))
+def as_it_is(setting, layer, d):
+    nothing = pushing("nothing", layer, torch.zeros(d))
     doses = []
     for concept in CONCEPTS:
         curve = dose_response(

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from monosemy.coders import Add, Change, Clamp, ProjectOut, Scale, SuppressAll, Swap, ablate
+from monosemy.corpus import Corpus
+from monosemy.corpus.minimal_pairs import MinimalPair
 from monosemy.errors import UserError
-from monosemy.intervene import FeatureEdit, Firing, Positions
+from monosemy.evaluation import evaluate
+from monosemy.intervene import FeatureEdit, Firing, Patching, Positions
 from monosemy.lm import LM
 from monosemy.training import Run
 
@@ -181,6 +184,24 @@ def test_gradients_flow_through_an_edit(run: Run, live: list[int]) -> None:
             losses.append(lm.logits(tokens).double().logsumexp(-1).sum())
     measured = (losses[0] - losses[1]) / 2e-2
     assert float((gradient * direction).sum()) == pytest.approx(float(measured), rel=0.05)
+
+
+def test_evaluation_and_patching_are_of_the_edited_model(
+    run: Run, live: list[int], corpus: Corpus
+) -> None:
+    def measured() -> tuple[float, float]:
+        result = evaluate(run, run.lm, corpus, suites=["reconstruction"], tokens=2000, draws=10)
+        ce = result["reconstruction"].context["ce"]["original"]
+        patching = Patching(run.lm, [run.dictionary], [MinimalPair("x(1", "x[1", ")", "]")])
+        return ce, float(patching.values)
+
+    plain = measured()
+    with run.lm.edit(FeatureEdit(run.dictionary, [Scale({live[0]: 1.0})])):
+        assert measured() == plain
+    with run.lm.edit(FeatureEdit(run.dictionary, [Clamp(dict.fromkeys(live, 2.0))])):
+        ce, margin = measured()
+    assert abs(ce - plain[0]) > 0.01 and margin != plain[1]
+    assert measured() == plain
 
 
 def test_a_model_is_trained_under_an_edit(run: Run, live: list[int]) -> None:

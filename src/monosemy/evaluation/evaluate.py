@@ -122,7 +122,8 @@ def make_subject(
         lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
         if lm.is_causal:
             lm.require_whole("the effect on the loss cannot be measured")
-        attach(dictionary, lm)
+        with lm.unedited():
+            attach(dictionary, lm)
     beside = [_beside(dictionary, other, lm, corpus) for other in others]
     return Subject(dictionary, lm, corpus, others=beside, **settings)
 

@@ -105,7 +105,8 @@ class Patching:
         self._check_sides()
         for dictionary in dictionaries:
             if isinstance(dictionary, Dictionary) and dictionary.fingerprint is not None:
-                attach(dictionary, lm)
+                with lm.unedited():
+                    attach(dictionary, lm)
 
     def _check_sides(self) -> None:
         if self.metric == "logit difference" and self.prompts.wrong is None:
