@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import linear
 
 from monosemy.coders.code import Code
@@ -163,13 +163,21 @@ class SparseCoder(nn.Module, ABC):
         """Return the activations of some features; if they do not compete, computed alone."""
         if self.competes:
             return self.encode_sparse(x).columns(features)
-        state = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        rows = {
-            f"coder.{name}": values[list(features)]
-            for name, values in state.items()
-            if name not in _OF_OUTPUT and values.ndim and len(values) == self.width
-        }
-        return functional_call(_Encoding(self), rows, (x,))
+        part, rows = copy(self), torch.tensor(features, dtype=torch.long, device=x.device)
+        part.width = len(features)
+        for held in ("_parameters", "_buffers"):
+            weights = getattr(self, held)
+            part.__dict__[held] = {
+                name: values[rows] if self._is_by_feature(name, values) else values
+                for name, values in weights.items()
+            }
+        return part.encode_sparse(x).dense()
+
+    def _is_by_feature(self, name: str, values: Tensor | None) -> bool:
+        """Say whether a weight has a row for each feature."""
+        if name in ("b_dec", "W_skip") or values is None:
+            return False
+        return values.ndim > 0 and len(values) == self.width
 
     def decode(self, z: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch d_out"]:
         """Return what a dense code stands for; without the linear path, which needs x."""
@@ -365,21 +373,6 @@ class SparseCoder(nn.Module, ABC):
                 f"activations have width {x.shape[-1]}, this dictionary was made for {self.d_in}",
                 "attach it to the hook point it was trained on: `monosemy doctor` finds it",
             )
-
-
-_OF_OUTPUT = ("b_dec", "W_skip")
-"""Weights without a row for each feature."""
-
-
-class _Encoding(nn.Module):
-    """The encoder alone, of as many features as there are weights for."""
-
-    def __init__(self, coder: SparseCoder) -> None:
-        super().__init__()
-        self.coder = coder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.coder.encode_sparse(x).dense()
 
 
 def mean_square(left: Float[Tensor, "tokens d"]) -> Float[Tensor, ""]:
