@@ -86,14 +86,7 @@ class Command:
         found_on, tried_on = pairs[::2], pairs[1::2]
         sites = list(dictionaries.values())
         patching = self._patching(lm, sites, found_on)
-        circuit = find_circuit(
-            patching,
-            nodes=self.nodes,
-            threshold=self.threshold,
-            edges_kept=self.edges,
-            edge_threshold=self.edge_threshold,
-            steps=self.steps,
-        )
+        circuit = self._find(patching, positions=False)
         names = site_names(dictionaries)
         record = CircuitRecord(
             name=name,
@@ -127,6 +120,17 @@ class Command:
         self, lm: LM, sites: Sequence[Dictionary | str], pairs: list[MinimalPair]
     ) -> Patching:
         return Patching(lm, sites, pairs, metric=self.metric, unequal=self.unequal)
+
+    def _find(self, patching: Patching, *, positions: bool) -> Circuit:
+        return find_circuit(
+            patching,
+            nodes=self.nodes,
+            threshold=self.threshold,
+            edges_kept=self.edges,
+            edge_threshold=self.edge_threshold,
+            positions=positions,
+            steps=self.steps,
+        )
 
     def _carried(
         self,
@@ -165,15 +169,7 @@ class Command:
     ) -> None:
         """Write the circuit of one pair, token by token, for viewers elsewhere."""
         patching = self._patching(lm, sites, [pair])
-        placed = find_circuit(
-            patching,
-            nodes=self.nodes,
-            threshold=self.threshold,
-            edges_kept=self.edges,
-            edge_threshold=self.edge_threshold,
-            positions=True,
-            steps=self.steps,
-        )
+        placed = self._find(patching, positions=True)
         graph = attribution_graph(placed, patching, name=path.name.split(".")[0], names=names)
         write_text(path, json.dumps(graph, indent=1) + "\n")
 
@@ -238,7 +234,7 @@ def _verdict(record: CircuitRecord) -> str:
         most = record.carried.circuits[-1]
         return (
             f"no circuit here keeps {percent(_ENOUGH)} of the {record.metric} on "
-            f"{record.tried_on} other pairs; {most.features + most.errors:,} nodes keep "
+            f"{record.tried_on} other pairs; {most.nodes:,} nodes keep "
             f"{percent(most.faithfulness)}"
         )
     return (
@@ -277,14 +273,18 @@ def _carried_table(record: CircuitRecord) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     beside = {}
     if record.neurons is not None:
-        beside = {one.features + one.errors: one for one in record.neurons.circuits}
+        beside = {one.nodes: one for one in record.neurons.circuits}
         for name in ("of neurons", "completeness"):
             table.add_column(name, justify="right", no_wrap=True)
     for one in record.carried.circuits:
-        size = one.features + one.errors
-        cells = [str(size), str(one.errors), f"{one.faithfulness:.2f}", f"{one.completeness:.2f}"]
-        if size in beside:
-            neuron = beside[size]
+        cells = [
+            str(one.nodes),
+            str(one.errors),
+            f"{one.faithfulness:.2f}",
+            f"{one.completeness:.2f}",
+        ]
+        if one.nodes in beside:
+            neuron = beside[one.nodes]
             cells += [f"{neuron.faithfulness:.2f}", f"{neuron.completeness:.2f}"]
         table.add_row(*cells)
     return table

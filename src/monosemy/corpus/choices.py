@@ -74,7 +74,7 @@ def read_choices(source: str | Path, columns: tuple[str, str] | None = None) -> 
         return
     for pair in read_pairs(name, columns or COLUMNS):
         wanted, other = pair.before.text, pair.after.text
-        prompt = _shared(wanted, other)
+        prompt = wanted[: shared_start(wanted, other)]
         yield _checked(
             Choice(prompt, wanted[len(prompt) :], other[len(prompt) :], pair.group),
             pair.before.id.removesuffix("/before"),
@@ -210,10 +210,10 @@ def _caa(row: Any, where: str) -> Choice:
     return _checked(Choice(question, wanted, other, asks=True), where)
 
 
-def _shared(a: str, b: str) -> str:
-    """Return what two texts begin with."""
+def shared_start(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Return how many letters, or tokens, two texts have in common at the beginning."""
     pairs = enumerate(zip(a, b, strict=False))
-    return a[: next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))]
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _checked(choice: Choice, where: str) -> Choice:

@@ -107,6 +107,11 @@ class Carried(NamedTuple):
     completeness: float
     """The same with these ablated and all others kept; the lower the better."""
 
+    @property
+    def nodes(self) -> int:
+        """How many there are of both."""
+        return self.features + self.errors
+
 
 class Carrying(NamedTuple):
     """What circuits carry, and between which values of the metric that is counted."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monosemy.activations import counted_activations
 from monosemy.corpus import Choice, Corpus, Part, TokenBatch, TokenStream
+from monosemy.corpus.choices import shared_start
 from monosemy.errors import UserError
 from monosemy.intervene.positions import Positions
 from monosemy.lm import LM, padded_right
@@ -190,7 +191,7 @@ class PairSides:
                 f"pair {number} (`...{shown}`) has {max(len(wanted), len(other))} tokens",
                 f"`{self.lm.name}` takes {limit} at most; take the pair out",
             )
-        start = _shared(wanted, other)
+        start = shared_start(wanted, other)
         if start == min(len(wanted), len(other)):
             raise UserError(
                 f"pair {number} (`...{shown}`): of its texts, as tokens, one begins the other",
@@ -201,8 +202,8 @@ class PairSides:
                 f"pair {number} has no token before its answers, `{choice.wanted[:20]}`",
                 "give a prompt: without one nothing says how likely an answer is",
             )
-        tail = _shared(wanted[start:][::-1], other[start:][::-1])
-        begun = max(min(_shared(asked, wanted), start) - 1, 0)
+        tail = shared_start(wanted[start:][::-1], other[start:][::-1])
+        begun = max(min(shared_start(asked, wanted), start) - 1, 0)
         return [
             _Answer(ids, begun, start, max(len(ids) - tail, start + 1), side)
             for ids, side in ((wanted, 1.0), (other, -1.0))
@@ -292,12 +293,6 @@ class TextSides:
                 count += int(batch.counted.sum())
                 if count >= self.tokens:
                     break
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two texts have in common at the beginning."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _as_asked(question: str, lm: LM) -> str:

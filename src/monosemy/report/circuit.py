@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from monosemy.artefact import write_text
+from monosemy.corpus.choices import shared_start
 from monosemy.corpus.minimal_pairs import MinimalPair
-from monosemy.intervene.circuits import Carried, Carrying
+from monosemy.intervene.circuits import Carrying
 from monosemy.intervene.record import CircuitRecord, EdgeRecord
 from monosemy.report.card import environment, writable
 from monosemy.report.graph import (
@@ -158,7 +159,7 @@ def _values(record: CircuitRecord) -> dict[str, str]:
 
 def _verdict(record: CircuitRecord) -> str:
     """Say what the circuit carries by itself, and what is left without it."""
-    mine = [one for one in record.carried.circuits if _nodes(one) == len(record.nodes)]
+    mine = [one for one in record.carried.circuits if one.nodes == len(record.nodes)]
     if not mine:
         return ""
     return (
@@ -166,10 +167,6 @@ def _verdict(record: CircuitRecord) -> str:
         f"{percent(mine[0].faithfulness)} of the {record.metric}; ablated, they leave "
         f"{percent(mine[0].completeness)} of it."
     )
-
-
-def _nodes(one: Carried) -> int:
-    return one.features + one.errors
 
 
 def _plots(record: CircuitRecord) -> list[tuple[str, Scatter]]:
@@ -190,7 +187,7 @@ def _plots(record: CircuitRecord) -> list[tuple[str, Scatter]]:
 
 
 def _series(tone: int, of: str, carrying: Carrying, name: str) -> Series:
-    points = sorted((float(_nodes(one)), getattr(one, name)) for one in carrying.circuits)
+    points = sorted((float(one.nodes), getattr(one, name)) for one in carrying.circuits)
     marks = [Mark(x, y, y, y, f"{x:,.0f} {of}: {percent(y)}") for x, y in points]
     return Series(name=of, tone=tone, marks=marks, lines=[points])
 
@@ -199,9 +196,9 @@ def _parts(pair: MinimalPair) -> list[tuple[str, str, str, str, str]]:
     """Return the sides of a pair: which, its text before, where and after it differs, its end."""
     if pair.corrupted is None:
         return [("prompt", pair.clean, "", "", visible(pair.answer))]
-    before = _shared(pair.clean, pair.corrupted)
+    before = shared_start(pair.clean, pair.corrupted)
     ends = pair.clean[before:][::-1], pair.corrupted[before:][::-1]
-    after = _shared(*ends)
+    after = shared_start(*ends)
     return [
         (
             side,
@@ -215,9 +212,3 @@ def _parts(pair: MinimalPair) -> list[tuple[str, str, str, str, str]]:
             ("corrupted", pair.corrupted, pair.wrong),
         )
     ]
-
-
-def _shared(one: str, other: str) -> int:
-    """Return how many letters two texts begin with together."""
-    letters = zip(one, other, strict=False)
-    return next((n for n, (a, b) in enumerate(letters) if a != b), min(len(one), len(other)))
