@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check setup clean
+.PHONY: demo test parity check setup clean
 
 demo: setup
 	$(BIN)/monosemy demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/parity
+
+# Files of other tools, held against those tools themselves, in an environment of their own.
+parity: setup
+	benchmarks/setup_peers.sh
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/parity
 
 check: setup
 	$(BIN)/ruff format --check

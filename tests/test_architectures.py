@@ -355,6 +355,7 @@ def test_training_explains_known_features(architecture: str) -> None:
 
 FVU_REACHED = {
     "topk": 0.18,
+    "groupmax": 0.28,
     "batch_topk": 0.18,
     "matryoshka": 0.25,
     "jumprelu": 0.25,

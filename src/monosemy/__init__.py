@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from monosemy.corpus import TokenPolicy, open_corpus
     from monosemy.errors import UserError
     from monosemy.evaluation import evaluate
+    from monosemy.formats import export, load
     from monosemy.index import Index
     from monosemy.intervene import FeatureEdit, steer
     from monosemy.lm import LM
@@ -39,8 +40,10 @@ _HOMES = {
     "attach": "coders",
     "diagnose": "coders",
     "evaluate": "evaluation",
+    "export": "formats",
     "features": "report",
     "fit": "training",
+    "load": "formats",
     "open_corpus": "corpus",
     "resume": "training",
     "steer": "intervene",
@@ -61,8 +64,10 @@ __all__ = [
     "attach",
     "diagnose",
     "evaluate",
+    "export",
     "features",
     "fit",
+    "load",
     "open_corpus",
     "resume",
     "steer",

@@ -32,6 +32,8 @@ COMMANDS = {
     "vector": "make a steering vector, test it on held-out pairs, and find its features",
     "dose": "measure what turning a feature up does and costs, strength by strength",
     "doctor": "check that a dictionary is wired to a model rightly",
+    "import": "read a dictionary of another tool: SAELens, sparsify, Gemma Scope and others",
+    "export": "write a dictionary in another tool's format",
     "corpus": "make text: conversations in a chat template, or what a model writes",
     "plan": "say what work will take before it is begun: memory, disk, time, cost",
     "stats": "measure what a model's activations are like, before training on them",

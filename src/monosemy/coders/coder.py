@@ -31,6 +31,9 @@ from monosemy.errors import UserError
 START_NORM = 0.2
 """Of free directions: the output starts small, and Adam, whose steps have one length, turns short
 directions fast while the encoder keeps its own."""
+NORMALISATIONS = ("", "centre", "layer_norm")
+LAYER_NORM_EPSILON = 1e-5
+"""Added to the spread, as OpenAI's and SAELens's coders do."""
 _ROWS = 512
 """Rows of weights worked on at once: few enough to stay in a processor's cache."""
 
@@ -59,6 +62,9 @@ class SparseCoder(nn.Module, ABC):
             are brought to unit norm when training is over.
         importance: where the largest are chosen, activations compare times an `importance` of each
             feature: so it is after whitening.
+        normalise: of other tools' dictionaries, what is done to each token's activations: `centre`
+            takes their mean over d_in away, `layer_norm` divides by their spread besides. The
+            output gets both back, and features fire in units of x: times the spread.
         seed: of the initial directions.
     """
 
@@ -89,12 +95,14 @@ class SparseCoder(nn.Module, ABC):
         skip: bool = False,
         unit_norm: bool = True,
         importance: bool = False,
+        normalise: str = "",
         seed: int = 0,
     ) -> None:
         """Start from random unit directions, the encoder a copy of the decoder where it can be.
 
         Raises:
-            UserError: a size below 1, or tied weights of different sizes or of free norms.
+            UserError: a size below 1, tied weights of different sizes or of free norms, or an
+                unknown `normalise`.
         """
         super().__init__()
         d_out = d_in if d_out is None else d_out
@@ -106,8 +114,13 @@ class SparseCoder(nn.Module, ABC):
             )
         if tied and not unit_norm:
             raise UserError("tied weights and free norms contradict one another", "drop either")
+        if normalise not in NORMALISATIONS or (normalise and skip):
+            raise UserError(
+                f"normalise is `{normalise}`, skip {skip}",
+                "allowed: `centre` or `layer_norm`, and no linear path with them",
+            )
         self.d_in, self.width, self.d_out = d_in, width, d_out
-        self.tied, self.unit_norm = tied, unit_norm
+        self.tied, self.unit_norm, self.normalise = tied, unit_norm, normalise
         generator = torch.Generator().manual_seed(seed)
         directions = unit_rows(torch.randn(width, d_out, generator=generator))
         encoder = directions.clone()
@@ -127,13 +140,14 @@ class SparseCoder(nn.Module, ABC):
 
     def options(self) -> dict[str, Any]:
         """Return what, beside sizes and weights, is needed to build this coder again."""
-        usual = {"d_out": self.d_in, "unit_norm": True}
+        usual = {"d_out": self.d_in, "unit_norm": True, "normalise": ""}
         now = {
             "d_out": self.d_out,
             "tied": self.tied,
             "skip": self.W_skip is not None,
             "unit_norm": self.unit_norm,
             "importance": self.importance is not None,
+            "normalise": self.normalise,
         }
         return {name: value for name, value in now.items() if value != usual.get(name, False)}
 
@@ -145,12 +159,33 @@ class SparseCoder(nn.Module, ABC):
 
     def pre_activations(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens width"]:
         """Return the encoder's output before selection."""
+        x, _, _ = self.normalised(x)
         return linear(x, self.W_enc, self.b_enc)  # in one: the sum alone is half a product's time
 
     def encode_sparse(self, x: Float[Tensor, "tokens d_in"]) -> Code:
         """Return the code of each token as its active entries."""
         self._check_input(x)
-        return self.select(self.pre_activations(x))
+        return self.code_of(x, self.pre_activations(x))
+
+    def code_of(self, x: Float[Tensor, "tokens d_in"], pre: Float[Tensor, "tokens width"]) -> Code:
+        """Return the code of tokens whose pre-activations are known."""
+        code = self.select(pre)
+        if self.normalise != "layer_norm":
+            return code
+        _, _, spread = self.normalised(x)
+        return Code(code.values * spread[code.tokens, 0], code.support)
+
+    def normalised(
+        self, x: Float[Tensor, "tokens d_in"]
+    ) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "_ 1"], Float[Tensor, "_ 1"]]:
+        """Return what the encoder is given, and the mean and spread taken out of it."""
+        if not self.normalise:
+            return x, x.new_zeros(1, 1), x.new_ones(1, 1)
+        mean = x.mean(1, keepdim=True)
+        if self.normalise == "centre":
+            return x - mean, mean, x.new_ones(1, 1)
+        spread = x.std(1, keepdim=True) + LAYER_NORM_EPSILON
+        return (x - mean) / spread, mean, spread
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch width"]:
         """Return the code as a dense tensor; any leading shape."""
@@ -180,11 +215,11 @@ class SparseCoder(nn.Module, ABC):
         return values.ndim > 0 and len(values) == self.width
 
     def decode(self, z: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch d_out"]:
-        """Return what a dense code stands for; without the linear path, which needs x."""
+        """Return what a dense code stands for; without what needs x, such as a linear path."""
         return z @ self.W_dec + self.b_dec
 
     def decode_sparse(self, code: Code) -> Float[Tensor, "tokens d_out"]:
-        """Return what a sparse code stands for; without the linear path, which needs x."""
+        """Return what a sparse code stands for; without what needs x, such as a linear path."""
         return code.decode(self.W_dec) + self.b_dec
 
     def reconstruct(
@@ -192,8 +227,7 @@ class SparseCoder(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "tokens d_out"], Code]:
         """Return the output and the code it came from."""
         code = self.encode_sparse(x)
-        out = self.decode_sparse(code)
-        return (out if self.W_skip is None else out + x @ self.W_skip.T), code
+        return code.decode(self.W_dec) + self.base(x), code
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Return decode(encode(x)), and the linear path where there is one."""
@@ -211,7 +245,16 @@ class SparseCoder(nn.Module, ABC):
         return pre.relu()
 
     def encode_training(self, x: Float[Tensor, "tokens d_in"], scorer: Scorer) -> TrainingCode:
-        """Return the code of a training batch."""
+        """Return the code of a training batch.
+
+        Raises:
+            UserError: the coder is another tool's, with a normalisation of its own.
+        """
+        if self.normalise:
+            raise UserError(
+                f"a coder with `{self.normalise}` of its own is read, not trained",
+                "train one without: activations are centred and scaled anyway",
+            )
         support, known = self.choose(x, scorer)
         pre = support.affine(x, self.W_enc, self.b_enc, known)
         return TrainingCode(pre, self.activate(pre, support), support)
@@ -220,6 +263,9 @@ class SparseCoder(nn.Module, ABC):
         self, x: Float[Tensor, "tokens d_in"]
     ) -> Float[Tensor, " d_out"] | Float[Tensor, "tokens d_out"]:
         """Return the output where no feature fires."""
+        if self.normalise:
+            _, mean, spread = self.normalised(x)
+            return self.b_dec * spread + mean
         return self.b_dec if self.W_skip is None else self.b_dec + x @ self.W_skip.T
 
     def error(

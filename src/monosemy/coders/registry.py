@@ -8,6 +8,7 @@ from typing import Any
 from monosemy.coders.batch_topk import BatchTopK
 from monosemy.coders.coder import SparseCoder
 from monosemy.coders.gated import Gated
+from monosemy.coders.groupmax import GroupMax
 from monosemy.coders.jumprelu import JumpReLU
 from monosemy.coders.matryoshka import MatryoshkaBatchTopK
 from monosemy.coders.nonnegative import NonNegative
@@ -20,6 +21,7 @@ from monosemy.errors import UserError, nearest
 ARCHITECTURES: dict[str, type[SparseCoder]] = {
     "batch_topk": BatchTopK,
     "topk": TopK,
+    "groupmax": GroupMax,
     "matryoshka": MatryoshkaBatchTopK,
     "jumprelu": JumpReLU,
     "gated": Gated,

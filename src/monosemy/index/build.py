@@ -255,7 +255,7 @@ class _Gathered:
     def _look_for_misses(self, dictionary: Dictionary, x: torch.Tensor, places: np.ndarray) -> Code:
         """Encode, and note where each feature's pre-activation is highest without firing."""
         scores = dictionary.coder.pre_activations(x)
-        code = dictionary.coder.select(scores)
+        code = dictionary.coder.code_of(x, scores)
         fired = code.values > 0
         scores[code.tokens[fired], code.indices[fired]] = -torch.inf
         nearest = scores.max(0)

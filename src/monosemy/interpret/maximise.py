@@ -284,7 +284,9 @@ class _Search:
         return 0 if self.bos is None else 1
 
     def _pre(self, x: Float[Tensor, "n time d"]) -> Float[Tensor, "n time"]:
-        return x @ self.coder.W_enc[self.feature] + self.coder.b_enc[self.feature]
+        rows, _, _ = self.coder.normalised(x.flatten(0, 1))
+        pre = rows @ self.coder.W_enc[self.feature] + self.coder.b_enc[self.feature]
+        return pre.view(x.shape[:2])
 
     @staticmethod
     def _cross_entropy(tokens: Tensor, logits: Tensor) -> Float[Tensor, " n"]:

@@ -24,8 +24,8 @@ class TrainConfig:
     """How one dictionary is trained. `None` means: derived, by the rule said there."""
 
     architecture: str = "batch_topk"
-    """`batch_topk`, `topk`, `matryoshka`, `jumprelu`, `gated`, `relu`, `p_anneal`, `relu_kl` or
-    `nonnegative`."""
+    """`batch_topk`, `topk`, `groupmax`, `matryoshka`, `jumprelu`, `gated`, `relu`, `p_anneal`,
+    `relu_kl` or `nonnegative`."""
     width: int | None = None
     """Number of features; default 8 times the activation width."""
     k: int | None = None

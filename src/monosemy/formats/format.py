@@ -1,0 +1,163 @@
+"""What a format is: how its files are known, read and written, and what reading one gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monosemy.coders import Dictionary, Provenance, SparseCoder, make_coder
+from monosemy.corpus import TokenPolicy
+from monosemy.errors import UserError
+
+CONTEXT = 128
+"""Tokens in a row of text where a file does not say."""
+UNKNOWN = "unknown"
+"""In place of a model or hook point that a file does not name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What files may leave out and somebody knows: said by the user, or by the list of releases."""
+
+    model: str | None = None
+    hookpoint: str | None = None
+    target: str | None = None
+    k: int | None = None
+    """Features a token, where weights do not tell."""
+    scale: float | None = None
+    """What activations are to be multiplied by, where that was not folded into the weights."""
+    centred: bool | None = None
+    """Whether activations are those of a model whose writing weights were centred."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What the files of a dictionary hold, in our terms."""
+
+    coder: SparseCoder
+    model: str | None = None
+    """Hub id."""
+    hookpoint: str | None = None
+    target: str | None = None
+    """Of a transcoder: where what it explains lives."""
+    context: int | None = None
+    policy: TokenPolicy = field(default_factory=TokenPolicy)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    """Arguments with which `open_corpus` opens the text it was trained on, where that is known."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The tool's own configuration, as it was."""
+    notes: list[str] = field(default_factory=list)
+    """What had to be assumed, and what was in the files that is not kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A format of dictionaries.
+
+    Attributes:
+        name: on the command line.
+        title: what its tool or release is called.
+        recognises: whether a file or folder is one dictionary of this format, told by what files
+            and tensors there are, never by a name that people choose.
+        read: None where it is only written.
+        write: writes into an empty folder and returns what the format cannot hold, one sentence
+            each; refuses a dictionary it cannot hold at all. None where it is only read.
+    """
+
+    name: str
+    title: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, Given], Content] | None
+    write: Callable[[Dictionary, Path], list[str]] | None = None
+
+
+def as_dictionary(content: Content, given: Given, source: str, format_name: str) -> Dictionary:
+    """Return what was read as a dictionary that has yet to be attached to its model.
+
+    Until then it has no fingerprint, and no strengths: features' scale is not known.
+    """
+    imported = {
+        "source": source,
+        "format": format_name,
+        "settings": content.settings,
+        "notes": content.notes,
+    }
+    provenance = Provenance(
+        model=given.model or content.model or UNKNOWN,
+        hookpoint=given.hookpoint or content.hookpoint or UNKNOWN,
+        target=given.target or content.target,
+        context=content.context or CONTEXT,
+        policy=content.policy,
+        corpus=content.corpus,
+        training={"imported": imported},
+    )
+    coder = content.coder
+    if given.centred:
+        coder.normalise = "centre"
+    is_transcoder = provenance.target is not None
+    return Dictionary(
+        coder,
+        provenance,
+        torch.zeros(coder.width),
+        torch.zeros(coder.d_in),
+        1.0,
+        None,
+        target_mean=torch.zeros(coder.d_out) if is_transcoder else None,
+        target_scale=1.0 if is_transcoder else None,
+    )
+
+
+@torch.no_grad()
+def coder_from(architecture: str, tensors: dict[str, Tensor], **options: Any) -> SparseCoder:
+    """Return a coder with given weights.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+        tensors: its state: `W_enc` [width, d_in], `W_dec` [width, d_out], `b_enc` [width], `b_dec`
+            [d_out], and what the architecture has beside them. Missing biases are 0.
+        options: the architecture's.
+    """
+    width, d_in = tensors["W_enc"].shape
+    d_out = tensors["W_dec"].shape[1]
+    coder = make_coder(
+        architecture, d_in, width, d_out=d_out, skip="W_skip" in tensors, unit_norm=False, **options
+    )
+    weights = {"b_enc": torch.zeros(width), "b_dec": torch.zeros(d_out), **tensors}
+    coder.load_state_dict({name: value.contiguous() for name, value in weights.items()})
+    return coder.eval().requires_grad_(False)
+
+
+def subtract_first(tensors: dict[str, Tensor], before: Tensor, gate: str = "b_enc") -> None:
+    """Fold the subtraction of a bias from activations, before they are encoded, into another.
+
+    W (x - before) + b is W x + (b - W before).
+
+    Args:
+        tensors: as `coder_from` takes them; changed.
+        before: [d_in], what is subtracted.
+        gate: the bias it goes into.
+    """
+    tensors[gate] = tensors[gate] - tensors["W_enc"] @ before
+
+
+def scale_input(tensors: dict[str, Tensor], scale: float) -> None:
+    """Fold a scale of activations, and of what is explained, into weights.
+
+    A dictionary of x * scale becomes the dictionary of x whose features fire as they did: inputs
+    are multiplied by it, outputs divided.
+    """
+    if not scale > 0:
+        raise UserError(f"the scale of activations is {scale}", "it must be above 0")
+    tensors["W_enc"] = tensors["W_enc"] * scale
+    for name in ("W_dec", "b_dec"):
+        tensors[name] = tensors[name] / scale
+
+
+def plain(module: nn.Module) -> dict[str, Tensor]:
+    """Return a coder's weights, detached, on the CPU, each in memory of its own."""
+    return {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
