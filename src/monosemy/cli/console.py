@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging
 
-from monosemy.coders import Dictionary
+from monosemy.coders import Dictionary, attach
+from monosemy.coders.dictionary import folder_of
+from monosemy.coders.first import UNKNOWN
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
 from monosemy.evaluation import open_dictionary_corpus
@@ -27,15 +29,31 @@ def open_dictionary(run: Path, model: str | None, device: str | None) -> tuple[D
         UserError: there is no dictionary or model, or it was fitted to arrays and has no model.
     """
     dictionary = Dictionary.from_pretrained(run)
-    if dictionary.fingerprint is None and model is None:
+    if not dictionary.belongs_to_model and model is None:
         raise UserError(
             f"`{run}` was fitted to arrays: it belongs to no model",
             "give the model with --model, if the arrays were its activations",
         )
-    revision = dictionary.provenance.revision if model is None else None
-    lm = LM(model or dictionary.provenance.model, revision=revision, device=device)
-    dictionary.to(lm.device)
+    lm = open_model(dictionary, model, device)
+    if dictionary.fingerprint is None and dictionary.belongs_to_model:
+        attach(dictionary, lm)
+        dictionary.save_pretrained(folder_of(run))
     return dictionary, lm
+
+
+def open_model(dictionary: Dictionary, model: str | None, device: str | None) -> LM:
+    """Load the model of a dictionary, or the one named instead, and move the dictionary to it.
+
+    Raises:
+        UserError: there is no such model, or the dictionary names none.
+    """
+    its = dictionary.provenance
+    if model is None and its.model == UNKNOWN:
+        raise UserError("the dictionary's files do not say its model", "give it with --model")
+    revision = its.revision if model is None else None
+    lm = LM(model or its.model, revision=revision, device=device)
+    dictionary.to(lm.device)
+    return lm
 
 
 def open_text(dictionary: Dictionary, data: str | None, column: str | None) -> Corpus:

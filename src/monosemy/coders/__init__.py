@@ -16,9 +16,11 @@ from monosemy.coders.changes import (
 )
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
+from monosemy.coders.diagnosis import Diagnosis
 from monosemy.coders.dictionary import Dictionary
-from monosemy.coders.doctor import Diagnosis, attach, attach_once, diagnose
+from monosemy.coders.doctor import attach, attach_once, diagnose
 from monosemy.coders.fingerprint import Figures, Fingerprint
+from monosemy.coders.first import meet
 from monosemy.coders.provenance import Provenance
 from monosemy.coders.registry import ARCHITECTURES, make_coder
 from monosemy.coders.relu import ReLU
@@ -51,4 +53,5 @@ __all__ = [
     "changed",
     "diagnose",
     "make_coder",
+    "meet",
 ]

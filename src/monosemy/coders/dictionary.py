@@ -42,7 +42,8 @@ class Dictionary:
         strength: [width], each feature's largest activation on held-out text; 0 if it never fired.
         mean: [d_in], mean activation in training.
         scale: what centred activations were multiplied by in training; folded, kept for `doctor`.
-        fingerprint: tokens and what is expected on them; None if it was fitted to bare arrays.
+        fingerprint: tokens and what is expected on them; None if it was fitted to bare arrays, or
+            is another tool's and was never attached to its model.
         target_mean: [d_out], mean of what a transcoder explains; else None.
         target_scale: what that was multiplied by, centred, in a transcoder's training; else None.
     """
@@ -70,6 +71,11 @@ class Dictionary:
     def is_transcoder(self) -> bool:
         """Whether it explains activations at another hook point than it encodes."""
         return self.provenance.target is not None
+
+    @property
+    def belongs_to_model(self) -> bool:
+        """Whether there is a model to hold it against: it was not fitted to bare arrays."""
+        return self.fingerprint is not None or "imported" in self.provenance.training
 
     @property
     def width(self) -> int:
@@ -250,7 +256,7 @@ class Dictionary:
         Raises:
             UserError: it is not there, damaged, or of a format this version does not read.
         """
-        folder = _find_folder(source)
+        folder = folder_of(source)
         manifest = load_manifest(folder, KIND)
         weights = load_tensors(folder, WEIGHTS, manifest)
         try:
@@ -325,7 +331,7 @@ def check_feature(feature: int, width: int) -> None:
 _VERSIONS = ("monosemy", "torch", "transformers")
 
 
-def _find_folder(source: str | Path) -> Path:
+def folder_of(source: str | Path) -> Path:
     """Return the folder of a dictionary given by its own path, its run's, or a hub id."""
     folder = Path(source)
     if (folder / "dictionary").is_dir():

@@ -6,49 +6,22 @@ BOS present or absent, another base model. What makes the figures right again is
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from monosemy.coders.diagnosis import Cause, Diagnosis, likely_hookpoints, place_name
 from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.fingerprint import Change, Figures, Fingerprint, measure, tokenise
+from monosemy.coders.first import meet
 from monosemy.errors import UserError
-from monosemy.lm import LM, HookPoint
+from monosemy.lm import LM
 
 _AT_ONCE = 32
 """Hook points captured in one forward pass when many are tried."""
-_PART_OF_BLOCK = re.compile(r"layers\.\d+\.[^.]+")
-
-Cause = Literal["", "hook point", "scale", "BOS", "tokenizer", "base model"]
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """What replaying a fingerprint showed."""
-
-    expected: Figures
-    observed: Figures | None
-    """None where the activations do not even have the dictionary's width."""
-    hookpoint: str
-    """Where it was tried; `input -> target` for a transcoder."""
-    cause: Cause = ""
-    explanation: str = "wired as it was trained: the fingerprint replays"
-    advice: str = ""
-    elsewhere: dict[str, Figures] = field(default_factory=dict)
-    """Figures at the other hook points (`input -> target`), when they were tried."""
-
-    @property
-    def healthy(self) -> bool:
-        """Say whether nothing is wrong."""
-        return self.cause == ""
-
 
 _ATTACHED: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
 """Coder -> the models that its dictionary was seen to fit."""
@@ -57,14 +30,14 @@ _ATTACHED: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary(
 def attach_once(dictionary: Dictionary, lm: LM) -> None:
     """Do as `attach`, where it was not done for this dictionary and model before.
 
-    What either becomes later, as by training, is not looked at again; nor is a dictionary without a
-    fingerprint. Edits that are in force are left out meanwhile.
+    What either becomes later, as by training, is not looked at again; nor is a dictionary that was
+    fitted to arrays. Edits that are in force are left out meanwhile.
 
     Raises:
         UserError: as `attach`.
     """
     seen = lm.model in _ATTACHED.get(dictionary.coder, ())
-    if dictionary.fingerprint is not None and not seen:
+    if dictionary.belongs_to_model and not seen:
         with lm.unedited():
             attach(dictionary, lm)
 
@@ -88,9 +61,13 @@ def attach(dictionary: Dictionary, lm: LM, hookpoint: str | None = None) -> None
 def diagnose(dictionary: Dictionary, lm: LM, hookpoint: str | None = None) -> Diagnosis:
     """Replay the fingerprint at a hook point (default: the dictionary's own).
 
+    A dictionary of another tool has none yet: it gets one, if it fits (`meet`).
+
     Raises:
         UserError: unknown hook point, or a dictionary that was fitted to bare arrays.
     """
+    if dictionary.fingerprint is None and dictionary.belongs_to_model:
+        return meet(dictionary, lm, hookpoint=hookpoint)
     if dictionary.fingerprint is None:
         raise UserError(
             "this dictionary was fitted to arrays: it belongs to no model, and has no fingerprint "
@@ -111,7 +88,7 @@ class _Examination:
         self.lm, self.hookpoint = lm, hookpoint
         target = dictionary.provenance.target
         self.target = hookpoint if target is None else lm.hookpoint(target).name
-        self.tried = _place(hookpoint, self.target)
+        self.tried = place_name(hookpoint, self.target)
         self.expected = recorded.expected
 
     def run(self) -> Diagnosis:
@@ -188,7 +165,7 @@ class _Examination:
         if not right:
             return None
         best = min(right, key=lambda places: (places[1] != self.target, elsewhere[places].fvu))
-        name = _place(*best)
+        name = place_name(*best)
         explanation = f"it belongs to `{name}`, where its figures are as expected"
         advice = f"attach it at `{name}`"
         if self.dictionary.is_transcoder:
@@ -202,7 +179,7 @@ class _Examination:
             "hook point",
             explanation,
             advice,
-            {_place(*places): figures for places, figures in elsewhere.items()},
+            {place_name(*places): figures for places, figures in elsewhere.items()},
         )
 
     def _elsewhere(self) -> dict[tuple[str, str], Figures]:
@@ -212,11 +189,11 @@ class _Examination:
         target, so it tells the input, whatever the target; all targets are tried with that input.
         """
         own = self.dictionary
-        inputs = self._points(own.d_in)
+        inputs = likely_hookpoints(own, self.lm, own.d_in)
         if not own.is_transcoder:
             inputs = [name for name in inputs if name != self.hookpoint]
             return {(name, name): self._measure(x, x) for name, x in self._each(inputs)}
-        targets = self._points(own.d_out)
+        targets = likely_hookpoints(own, self.lm, own.d_out)
         if not inputs or not targets:
             return {}
         first = self.target if self.target in targets else targets[0]
@@ -226,31 +203,6 @@ class _Examination:
         if self.expected.has_code_of(figures):
             x = self._counted([best])[best]
             found |= {(best, name): self._measure(x, y) for name, y in self._each(targets)}
-        return found
-
-    def _points(self, width: int) -> list[str]:
-        """Return hook points of a width that are worth trying.
-
-        The standard ones, those called as the dictionary's own in other layers, and for a
-        transcoder every part of a block: what it encodes is often the norm before an MLP.
-        """
-        own = self.dictionary
-        points = self.lm.hookpoints()
-        if own.is_transcoder:
-            points += [p for p in self.lm.hookpoints(all=True) if _PART_OF_BLOCK.fullmatch(p.name)]
-        for name in (own.hookpoint, own.explains):
-            points += self._kin(name)
-        return list(dict.fromkeys(point.name for point in points if point.width == width))
-
-    def _kin(self, name: str) -> list[HookPoint]:
-        """Return what is called so in every layer, as far as this model has it."""
-        start, layer, rest = [*name.split(".", 2), "", ""][:3]
-        in_layer = start == "layers" and layer.isdigit() and rest
-        names = [f"layers.{i}.{rest}" for i in range(self.lm.n_layers)] if in_layer else [name]
-        found = []
-        for each in names:
-            with contextlib.suppress(UserError):
-                found.append(self.lm.hookpoint(each))
         return found
 
     def _each(self, names: list[str]) -> Iterator[tuple[str, Tensor]]:
@@ -353,10 +305,6 @@ class _Examination:
         self, observed: Figures | None, cause: Cause, explanation: str, advice: str
     ) -> Diagnosis:
         return Diagnosis(self.expected, observed, self.tried, cause, explanation, advice)
-
-
-def _place(hookpoint: str, target: str) -> str:
-    return hookpoint if hookpoint == target else f"{hookpoint} -> {target}"
 
 
 _BOS_ABSENT = (

@@ -6,6 +6,7 @@ to proves that model, hook point, tokens and scale are the ones it was trained w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,11 +72,7 @@ class Fingerprint:
         corpus: Corpus,
     ) -> Fingerprint:
         """Record what `coder` makes of the first held-out documents."""
-        texts: list[str] = []
-        for document in corpus.documents("held_out"):
-            texts.append(document.text[:TEXT_LENGTH])
-            if len(texts) == ROWS:
-                break
+        texts = first_texts(corpus)
         batch = tokenise(texts, lm, provenance)
         values = counted_activations(lm, batch, [provenance.hookpoint, provenance.explains])
         x, y = values[provenance.hookpoint], values[provenance.explains]
@@ -130,6 +127,12 @@ def strongest_features(code: Code) -> Int[Tensor, " tokens"]:
     winners = (code.values == best[code.tokens]) & (code.values > 0)
     features = torch.full((n_tokens,), -1, device=best.device)
     return features.scatter_reduce(0, code.tokens[winners], code.indices[winners], "amax")
+
+
+def first_texts(corpus: Corpus) -> list[str]:
+    """Return how the first held-out documents begin."""
+    documents = itertools.islice(corpus.documents("held_out"), ROWS)
+    return [document.text[:TEXT_LENGTH] for document in documents]
 
 
 def tokenise(texts: list[str], lm: LM, provenance: Provenance) -> TokenBatch:

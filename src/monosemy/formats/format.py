@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from monosemy.coders import Dictionary, Provenance, SparseCoder, make_coder
+from monosemy.coders.first import UNKNOWN
 from monosemy.corpus import TokenPolicy
 from monosemy.errors import UserError
 
 CONTEXT = 128
 """Tokens in a row of text where a file does not say."""
-UNKNOWN = "unknown"
-"""In place of a model or hook point that a file does not name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,7 @@ class Patching:
         self.donor = donor or ("zero" if one_sided else "other side")
         self._check_sides()
         for dictionary in dictionaries:
-            if isinstance(dictionary, Dictionary) and dictionary.fingerprint is not None:
+            if isinstance(dictionary, Dictionary) and dictionary.belongs_to_model:
                 with lm.unedited():
                     attach(dictionary, lm)
 

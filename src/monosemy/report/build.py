@@ -70,7 +70,7 @@ def report_run(
     """
     folder = Path(folder)
     dictionary = Dictionary.from_pretrained(folder)
-    history = read_history(folder)
+    history = [] if "imported" in dictionary.provenance.training else read_history(folder)
     lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
     dictionary.to(lm.device)
     corpus = open_dictionary_corpus(dictionary)
@@ -209,8 +209,7 @@ def run_facts(
         "architecture": dictionary.coder.architecture.replace("_", " "),
         "features": f"{dictionary.width:,}",
         "L0": f"{dictionary.l0:.1f} on held-out text",
-        "trained on": f"{training['tokens']:,} tokens in {training['seconds']:.0f} s",
-        "seed": str(training["seed"]),
+        **_origin(training),
     }
     if measured is None:
         return facts
@@ -223,6 +222,17 @@ def run_facts(
             f"zero-ablated {ce['zero']:.3f}"
         )
     return facts
+
+
+def _origin(training: Mapping[str, Any]) -> dict[str, str]:
+    """Say how a dictionary came to be: trained here, or read from another tool's files."""
+    if "imported" in training:
+        imported = training["imported"]
+        return {"read from": f"{imported['source']} ({imported['format']})"}
+    return {
+        "trained on": f"{training['tokens']:,} tokens in {training['seconds']:.0f} s",
+        "seed": str(training["seed"]),
+    }
 
 
 def _commands(folder: Path, chosen: list[int], steering: list[SteeringPair]) -> list[str]:
