@@ -102,10 +102,7 @@ def _missing(run: OpenRun, index: Index | None, measured: set[str]) -> list[tupl
 def _facts(run: OpenRun, context: dict[str, Any] | None) -> dict[str, str]:
     provenance = run.dictionary.provenance
     text = str(provenance.corpus.get("source", "unknown"))
-    try:
-        return run_facts(run.dictionary, provenance.model, text, context)
-    except (KeyError, TypeError):  # an imported dictionary, of whose training nothing is known
-        return {"model": provenance.model, "hook point": provenance.hookpoint}
+    return run_facts(run.dictionary, provenance.model, text, context)
 
 
 def _suites(run: OpenRun) -> list[SuiteResult]:

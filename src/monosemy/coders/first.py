@@ -35,6 +35,8 @@ UNKNOWN = "unknown"
 """In place of a model or hook point that files do not name."""
 _MUCH_BETTER = 0.75
 """FVU elsewhere, or on another scale, in shares of that as given, below which that is not right."""
+_EXPLAINS_NOTHING = 0.9
+"""FVU from which a dictionary's own L0 says nothing."""
 _SCALES = tuple(2.0**power for power in range(-6, 7))
 _AT_ONCE = 32
 """Hook points captured in one forward pass."""
@@ -164,13 +166,18 @@ class _Meeting:
         if self.dictionary.is_transcoder:
             return {}
         usual = math.sqrt(self.dictionary.d_in) / max(observed.norm, 1e-12)
-        scaled = {scale: self._figures(x * scale, x * scale).fvu for scale in (*_SCALES, usual)}
-        best = min(scaled, key=lambda scale: scaled[scale])
+        scaled = {scale: self._figures(x * scale, x * scale) for scale in (*_SCALES, usual)}
+        # Above a threshold larger activations are always explained better: by more features.
+        most = math.inf if observed.fvu > _EXPLAINS_NOTHING else 1.5 * observed.l0 + 1
+        allowed = {scale: f.fvu for scale, f in scaled.items() if f.l0 <= most} or {1.0: math.inf}
+        best = min(allowed, key=lambda scale: allowed[scale])
+        if allowed.get(usual, math.inf) <= 1.5 * allowed[best]:
+            best = usual
         to = f", to mean norm sqrt({self.dictionary.d_in})" if best == usual else ""
         flat = x - x.mean(1, keepdim=True)
         centred = self._figures(flat, flat).fvu
         tried = {
-            scaled[best]: (
+            allowed[best]: (
                 f"with activations multiplied by {best:.4g}{to}",
                 "a scale was never folded into its weights",
                 f"import it again with --scale {best:.4g}, or what its training says",

@@ -228,11 +228,15 @@ def _origin(training: Mapping[str, Any]) -> dict[str, str]:
     """Say how a dictionary came to be: trained here, or read from another tool's files."""
     if "imported" in training:
         imported = training["imported"]
-        return {"read from": f"{imported['source']} ({imported['format']})"}
-    return {
-        "trained on": f"{training['tokens']:,} tokens in {training['seconds']:.0f} s",
-        "seed": str(training["seed"]),
-    }
+        text = imported.get("trained_on", {}).get("source", "text unknown")
+        return {
+            "read from": f"{imported['source']} ({imported['format']})",
+            "trained on": f"{text}; what is held out here may not have been",
+        }
+    facts = {}
+    if "seconds" in training:
+        facts["trained on"] = f"{training['tokens']:,} tokens in {training['seconds']:.0f} s"
+    return {**facts, **({"seed": str(training["seed"])} if "seed" in training else {})}
 
 
 def _commands(folder: Path, chosen: list[int], steering: list[SteeringPair]) -> list[str]:
