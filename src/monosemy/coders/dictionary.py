@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from monosemy.artefact import load_manifest, load_tensors, save_artefact
+from monosemy.artefact import MANIFEST, load_manifest, load_tensors, save_artefact
 from monosemy.coders.changes import Clamp, changed
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
@@ -257,6 +257,11 @@ class Dictionary:
             UserError: it is not there, damaged, or of a format this version does not read.
         """
         folder = folder_of(source)
+        if folder.exists() and not (folder / MANIFEST).is_file():
+            raise UserError(
+                f"`{folder}` is no dictionary of monosemy: it has no {MANIFEST}",
+                f"if it is another tool's: monosemy import {folder}",
+            )
         manifest = load_manifest(folder, KIND)
         weights = load_tensors(folder, WEIGHTS, manifest)
         try:
