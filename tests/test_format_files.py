@@ -155,6 +155,12 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+def test_yaml_has_names_and_plain_values(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("made: 2001-01-01\n3: x\nlr: 0.5\nall: yes\n")
+    assert read_yaml(file) == {"made": "2001-01-01", "3": "x", "lr": 0.5, "all": True}
+
+
 # Damaged files
 
 

@@ -45,9 +45,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     text = _text(path)
     try:
-        return _object(path, yaml.safe_load(text))
+        return _object(path, yaml.load(text, Loader=_PlainLoader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not valid YAML: {reason(error)}", "copy it again") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe, and leaves dates as text: what is read may have to be written as JSON."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -93,9 +103,13 @@ def read_pt(path: Path) -> Any:
     Raises:
         UserError: no such file, a damaged one, or one that would run code when read in full.
     """
+    return _pt(path, mmap=False)
+
+
+def _pt(path: Path, *, mmap: bool) -> Any:
     _check_there(path)
     try:
-        return _load_pt(path, mmap=False)
+        return _load_pt(path, mmap=mmap)
     except Exception as error:  # what is read of damaged bytes may raise anything
         if _REFUSED.search(str(error)):
             raise _would_run(path, _REFUSED_NAME.search(str(error))) from error
@@ -120,14 +134,25 @@ def read_npz(path: Path) -> Tensors:
 
 
 def check_readable(path: Path) -> None:
-    """Read a file of tensors, of whatever kind its name says, to find out what is wrong with it.
+    """Find out what is wrong with a file of tensors, of whatever kind its name says.
+
+    Tensors are not read where the file can be checked without: it may be of any size.
 
     Raises:
         UserError: it is damaged, or would run code when read in full.
     """
-    readers = {".pt": read_pt, ".pth": read_pt, ".npz": read_npz, ".safetensors": read_safetensors}
-    if path.suffix in readers and path.is_file():
-        readers[path.suffix](path)
+    if not path.is_file():
+        return
+    if path.suffix in (".pt", ".pth"):
+        _pt(path, mmap=_is_zip(path))
+    elif path.suffix == ".npz":
+        read_npz(path)
+    elif path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
 
 
 class Tensors:
@@ -288,7 +313,7 @@ def _text(path: Path) -> str:
 def _object(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"`{path}` holds a {type(value).__name__}", "fields by name were expected")
-    return value
+    return {str(name): field for name, field in value.items()}
 
 
 def _load_pt(path: Path, *, mmap: bool) -> Any:
