@@ -237,6 +237,14 @@ def test_a_checkpoint_has_the_configuration_of_the_folder_above(tmp_path: Path) 
         monosemy.load(path / "checkpoints")
 
 
+def test_a_configuration_of_something_else_beside_a_file_is_not_taken(tmp_path: Path) -> None:
+    torch.save(tensors("GatedAutoEncoder"), tmp_path / "gated.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "k": 7}))
+    dictionary = monosemy.load(tmp_path / "gated.pt")
+    assert dictionary.provenance.training["imported"]["settings"] == {}
+    assert "not known" in notes(dictionary)[0]
+
+
 def test_the_trainers_of_a_run_are_told_apart(tmp_path: Path) -> None:
     saved(tmp_path / "trainer_0")
     assert monosemy.load(tmp_path).coder.architecture == "relu"
@@ -399,7 +407,7 @@ def test_what_it_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Path) -
     transcoder = {"target": "layers.3.mlp"}
     refused = [
         (dictionary_of(build("groupmax")), "has no `groupmax`"),
-        (dictionary_of(build("topk", "transcoder"), **transcoder), "one width"),
+        (dictionary_of(build("topk", "free", d_out=9), **transcoder), "two widths"),
         (dictionary_of(build("relu", "skip"), **transcoder), "linear path"),
         (dictionary_of(build("batch_topk", importance=True)), "weigh features"),
         (dictionary_of(build("relu", normalise="layer_norm")), "normalise each token"),

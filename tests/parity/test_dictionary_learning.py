@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Peer
 from foreign import dictionary_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -52,7 +52,7 @@ CLASSES = {
 
 
 @pytest.fixture(scope="module")
-def theirs(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def theirs(peer: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("theirs")
     peer("peer_dictionary_learning.py", "save", folder)
     return folder
@@ -60,7 +60,7 @@ def theirs(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(
-    peer: Peer, tmp_path_factory: pytest.TempPathFactory
+    peer: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Dictionary]]:
     folder = tmp_path_factory.mktemp("ours")
     torch.manual_seed(1)

@@ -56,15 +56,15 @@ class _File:
 
     def sizes(self) -> tuple[int, int]:
         """Return width and d_in: of the configuration where it says them, else of the weights."""
-        transposed = "W_enc" in self.tensors
-        name = "W_enc" if transposed else "encoder.weight"
-        said = [
-            needed_count(self.trainer, size, self.settings_path)
-            if self.trainer.get(size) is not None
-            else self.tensors.size(name, axis)
-            for size, axis in (("dict_size", int(transposed)), ("activation_dim", 1 - transposed))
-        ]
-        return said[0], said[1]
+        if "W_enc" in self.tensors:
+            return self._size("dict_size", "W_enc", 1), self._size("activation_dim", "W_enc", 0)
+        name = "encoder.weight"
+        return self._size("dict_size", name, 0), self._size("activation_dim", name, 1)
+
+    def _size(self, said: str, name: str, axis: int) -> int:
+        if self.trainer.get(said) is None:
+            return self.tensors.size(name, axis)
+        return needed_count(self.trainer, said, self.settings_path)
 
     def k(self) -> int:
         """Return how many features fire: what is given, or what file and configuration agree on."""
@@ -178,11 +178,8 @@ def _above_threshold(
     """
     threshold = file.tensors.take("threshold", ()) if "threshold" in file.tensors else None
     if threshold is not None and threshold >= 0:
-        return (
-            architecture,
-            {**weights, "threshold": _reached(threshold)},
-            {"k": file.k(), **options},
-        )
+        weights["threshold"] = _reached(threshold)
+        return architecture, weights, {"k": file.k(), **options}
     if file.given.k is None:
         raise UserError(
             f"`{file.tensors.path}` was saved before its threshold was set: which of its features "
@@ -308,8 +305,9 @@ def _settings(weights: Path) -> tuple[Path, dict[str, Any]]:
     if places[0].name == "checkpoints":
         places.append(places[0].parent)
     for place in places:
-        if (place / SETTINGS).is_file():
-            return place / SETTINGS, read_json(place / SETTINGS)
+        settings = read_json(place / SETTINGS) if (place / SETTINGS).is_file() else {}
+        if "trainer" in settings:  # else it is somebody else's file
+            return place / SETTINGS, settings
     return places[0] / SETTINGS, {}
 
 
@@ -488,9 +486,9 @@ def _check_fits(dictionary: Dictionary) -> None:
             f"dictionary_learning has no `{coder.architecture}`", f"allowed: {', '.join(_WRITTEN)}"
         )
     if coder.d_out != coder.d_in or coder.W_skip is not None:
-        path = "" if coder.W_skip is None else ", or a linear path from one to the other"
+        what = "two widths" if coder.W_skip is None else "a linear path from input to output"
         raise UserError(
-            f"dictionary_learning has one width for input and output{path or ', not two'}",
+            f"dictionary_learning has no dictionaries with {what}",
             "circuit-tracer's and SAELens's formats hold such transcoders",
         )
     if coder.normalise or coder.importance is not None:
