@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchT
 from dictionary_learning.trainers.p_anneal import PAnnealTrainer
 from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate
 from dictionary_learning.trainers.top_k import TopKTrainer
+from dictionary_learning.training import trainSAE
 from dictionary_learning.utils import get_nested_folders, load_dictionary
 from safetensors.torch import load_file, save_file
 
@@ -91,6 +93,33 @@ def save(folder: Path) -> None:
         save_file(results(dictionary, x), folder / f"{name}.safetensors")
 
 
+class Activations:
+    """What `trainSAE` asks of a buffer."""
+
+    config = BUFFER
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(1000):
+            yield torch.randn(64, D, generator=generator) * 30 + 5
+
+
+def train(folder: Path) -> None:
+    config = {**COMMON, **SITE, "k": K, "warmup_steps": 1, "threshold_start_step": 20}
+    trainSAE(
+        Activations(),
+        [{**config, "trainer": BatchTopKTrainer}],
+        steps=60,
+        save_steps=[10, 50],
+        save_dir=str(folder),
+        normalize_activations=True,
+        device="cpu",
+    )
+    dictionary, _ = load_dictionary(str(folder / "trainer_0"), device="cpu")
+    x = next(iter(Activations()))
+    save_file(results(dictionary, x), folder / "golden.safetensors")
+
+
 def load(folder: Path) -> None:
     x = load_file(folder / "x.safetensors")["x"]
     for home in get_nested_folders(str(folder)):
@@ -99,4 +128,4 @@ def load(folder: Path) -> None:
         save_file(results(dictionary, x), f"{home}.safetensors", metadata=said)
 
 
-{"save": save, "load": load}[sys.argv[1]](Path(sys.argv[2]))
+{"save": save, "train": train, "load": load}[sys.argv[1]](Path(sys.argv[2]))

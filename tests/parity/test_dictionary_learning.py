@@ -19,6 +19,7 @@ from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.formats import export
 
+K = 5
 THEIRS = {
     "standard": "relu",
     "april": "relu",
@@ -110,6 +111,20 @@ def test_without_a_configuration_tensors_tell_the_class_but_of_two(
     dictionary = monosemy.load(tmp_path / "any.pt")
     assert_close(dictionary.encode(golden["x"]), golden["features"], rtol=1e-5, atol=1e-5)
     assert dictionary.hookpoint == "unknown"
+
+
+def test_one_that_it_trained_on_scaled_activations_takes_the_models_own(
+    peer: Callable[..., None], tmp_path: Path
+) -> None:
+    peer("peer_dictionary_learning.py", "train", tmp_path)
+    golden, run = load_file(tmp_path / "golden.safetensors"), tmp_path / "trainer_0"
+    dictionary = monosemy.load(tmp_path)
+    assert_close(dictionary.encode(golden["x"]), golden["features"], rtol=1e-5, atol=1e-4)
+    assert_close(dictionary.reconstruct(golden["x"]), golden["out"], rtol=1e-5, atol=1e-4)
+    assert 0.5 * K < (golden["features"] > 0).sum(1).float().mean() < 2 * K
+    assert monosemy.load(run / "checkpoints" / "ae_50.pt").coder.architecture == "batch_topk"
+    with pytest.raises(UserError, match="before its threshold was set"):
+        monosemy.load(run / "checkpoints" / "ae_10.pt")
 
 
 @pytest.mark.parametrize("name", [f"{name}{end}" for name in CLASSES for end in ("", "-predicts")])
