@@ -11,6 +11,7 @@ import torch
 from foreign import dictionary_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from small_coders import WIDTH as BUILT_WIDTH
 from small_coders import build
 from torch import Tensor
@@ -274,6 +275,10 @@ def test_a_crosscoder_is_named_and_refused(tmp_path: Path, has_settings: bool) -
     path = saved(tmp_path, "CrossCoder", weights)
     if not has_settings:
         (path / "config.json").unlink()
+    with pytest.raises(UserError, match="is a crosscoder"):
+        monosemy.load(path)
+    (path / "ae.pt").unlink()
+    save_file(weights, path / "model.safetensors")  # as on the Hub
     with pytest.raises(UserError, match="is a crosscoder"):
         monosemy.load(path)
 

@@ -137,6 +137,8 @@ def test_configurations_before_transcoders_are_read(tmp_path: Path) -> None:
         ("layers.2.mlp.down_proj", "layers.2.mlp.down_proj"),
         ("embed_tokens", "embed"),
         ("embed_in", "embed"),
+        ("wte", "wte"),
+        ("drop", "embed"),
         ("layers.5/seed2", "layers.5"),
         ("best/layers.5", "layers.5"),
     ],

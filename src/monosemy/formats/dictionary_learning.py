@@ -24,6 +24,7 @@ from monosemy.formats.files import (
     pt_shapes,
     read_json,
     read_pt,
+    tensor_shapes,
     tensors_of,
 )
 from monosemy.formats.format import (
@@ -39,6 +40,8 @@ from monosemy.formats.format import (
 from monosemy.formats.names import hub_model, is_hookpoint, our_hookpoint
 
 WEIGHTS, SETTINGS = "ae.pt", "config.json"
+HUB_WEIGHTS = "model.safetensors"
+"""Of crosscoders on the Hub."""
 _TINY = torch.finfo(torch.float32).tiny
 _THRESHOLD_STEPS = "1,000"
 """Steps of training before which its trainers set no threshold, unless told otherwise."""
@@ -232,6 +235,8 @@ CLASSES = {
 
 def recognises(path: Path) -> bool:
     """Say whether there is an `ae.pt`, or a file such as one, with the tensors of a class."""
+    if _is_crosscoder(tensor_shapes(path / HUB_WEIGHTS)):
+        return True
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file() or file.suffix != ".pt":
         return False
@@ -271,12 +276,12 @@ def read(path: Path, given: Given) -> Content:
             configuration, or it is a crosscoder.
     """
     weights_path = path / WEIGHTS if path.is_dir() else path
-    tensors = tensors_of(read_pt(weights_path), weights_path)
-    if _is_crosscoder({name: tuple(t.shape) for name, t in tensors.values.items()}):
+    if any(_is_crosscoder(s) for s in (tensor_shapes(path / HUB_WEIGHTS), pt_shapes(weights_path))):
         raise UserError(
-            f"`{weights_path}` is a crosscoder: it encodes several layers or models at once",
+            f"`{path}` is a crosscoder: it encodes several layers or models at once",
             "only dictionaries of one hook point are read",
         )
+    tensors = tensors_of(read_pt(weights_path), weights_path)
     settings_path, settings = _settings(weights_path)
     trainer, buffer = (_fields(settings, part) for part in ("trainer", "buffer"))
     file = _File(tensors, trainer, settings_path, given)

@@ -74,7 +74,7 @@ def our_hookpoint(name: str, model: str = "") -> str:
     block = _BLOCK.fullmatch(name)
     if block is None:
         # Not `wte` and `hook_embed`: some models add positions after them.
-        return "embed" if name in ("embed_tokens", "embed_in") else name
+        return "embed" if name in ("embed_tokens", "embed_in", "drop") else name
     inside = (block[2] or "").removeprefix(".")
     inside = _PARTS.get(inside, inside)
     return f"layers.{block[1]}" + (f".{inside}" if inside else "")
@@ -148,4 +148,5 @@ def module_path(name: str, model: str) -> str:
 def is_hookpoint(name: str) -> bool:
     """Say whether a name is one of a hook point, in a form that `our_hookpoint` understands."""
     known = _LENS.fullmatch(name) or _BLOCK.fullmatch(name)
-    return known is not None or our_hookpoint(name) in ("embed", "final_norm")
+    others = ("embed", "wte", "hook_embed", "final_norm")
+    return known is not None or our_hookpoint(name) in others
