@@ -94,6 +94,12 @@ def test_a_place_that_files_do_not_name_is_looked_for(
     )
 
 
+def test_a_target_that_files_do_not_name(stranger: Dictionary, lm: LM, corpus: Corpus) -> None:
+    unknown = replace(stranger, provenance=replace(stranger.provenance, target="unknown"))
+    found = meet(unknown, lm, corpus)
+    assert (found.cause, found.advice) == ("hook point", "import it again with --target HOOKPOINT")
+
+
 def test_a_scale_that_was_never_folded(stranger: Dictionary, lm: LM, corpus: Corpus) -> None:
     coder = stranger.coder
     with torch.no_grad():  # the dictionary of activations eight times as large

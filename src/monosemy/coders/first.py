@@ -107,8 +107,15 @@ class _Meeting:
 
     def run(self) -> Diagnosis:
         """Return what is wrong, if anything."""
+        if self.target == UNKNOWN and self.dictionary.is_transcoder:
+            return self._found(
+                None,
+                "hook point",
+                "its files do not say what it explains",
+                "import it again with --target HOOKPOINT",
+            )
         if self.hookpoint == UNKNOWN:
-            return self._unknown_place()
+            return self._moved(None, "its files do not say where in the model it belongs")
         misfit = self._misfit()
         if misfit is not None:
             return self._moved(None, misfit)
@@ -146,9 +153,6 @@ class _Meeting:
             if width != size:
                 return f"activations at `{name}` have width {width}, not {size}"
         return None
-
-    def _unknown_place(self) -> Diagnosis:
-        return self._moved(None, "its files do not say where in the model it belongs")
 
     def _moved(self, observed: Figures | None, seen: str) -> Diagnosis:
         """Say where it fits best, where that is not known or cannot be right."""
