@@ -9,10 +9,13 @@ from pathlib import Path
 from monosemy.artefact import MANIFEST, disk_error
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError, nearest
-from monosemy.formats import sparsify
+from monosemy.formats import saelens, sparsify
 from monosemy.formats.format import Format, Given, as_dictionary
 
-_MODULES = (sparsify,)
+_MODULES = (
+    saelens,
+    sparsify,
+)
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """By name."""
 _DEEPEST = 4
