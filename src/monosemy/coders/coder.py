@@ -31,9 +31,9 @@ from monosemy.errors import UserError
 START_NORM = 0.2
 """Of free directions: the output starts small, and Adam, whose steps have one length, turns short
 directions fast while the encoder keeps its own."""
-NORMALISATIONS = ("", "centre", "layer_norm")
+NORMALISATIONS = ("", "centre", "layer_norm", "rms")
 LAYER_NORM_EPSILON = 1e-5
-"""Added to the spread, as OpenAI's and SAELens's coders do."""
+"""Added to the spread divided by, not to the one multiplied by, as OpenAI and SAELens do."""
 _ROWS = 512
 """Rows of weights worked on at once: few enough to stay in a processor's cache."""
 
@@ -63,8 +63,9 @@ class SparseCoder(nn.Module, ABC):
         importance: where the largest are chosen, activations compare times an `importance` of each
             feature: so it is after whitening.
         normalise: of other tools' dictionaries, what is done to each token's activations: `centre`
-            takes their mean over d_in away, `layer_norm` divides by their spread besides. The
-            output gets both back, and features fire in units of x: times the spread.
+            takes their mean over d_in away, `layer_norm` divides by their spread besides, `rms`
+            divides by their root mean square. The output gets all back, and features fire in units
+            of x: times the spread, or the root mean square.
         seed: of the initial directions.
     """
 
@@ -117,7 +118,7 @@ class SparseCoder(nn.Module, ABC):
         if normalise not in NORMALISATIONS or (normalise and skip):
             raise UserError(
                 f"normalise is `{normalise}`, skip {skip}",
-                "allowed: `centre` or `layer_norm`, and no linear path with them",
+                "allowed: `centre`, `layer_norm` or `rms`, and no linear path with them",
             )
         self.d_in, self.width, self.d_out = d_in, width, d_out
         self.tied, self.unit_norm, self.normalise = tied, unit_norm, normalise
@@ -170,7 +171,7 @@ class SparseCoder(nn.Module, ABC):
     def code_of(self, x: Float[Tensor, "tokens d_in"], pre: Float[Tensor, "tokens width"]) -> Code:
         """Return the code of tokens whose pre-activations are known."""
         code = self.select(pre)
-        if self.normalise != "layer_norm":
+        if self.normalise in ("", "centre"):
             return code
         _, _, spread = self.normalised(x)
         return Code(code.values * spread[code.tokens, 0], code.support)
@@ -181,11 +182,14 @@ class SparseCoder(nn.Module, ABC):
         """Return what the encoder is given, and the mean and spread taken out of it."""
         if not self.normalise:
             return x, x.new_zeros(1, 1), x.new_ones(1, 1)
+        if self.normalise == "rms":
+            size = x.square().mean(1, keepdim=True).sqrt()
+            return x / size.clamp_min(torch.finfo(x.dtype).tiny), x.new_zeros(1, 1), size
         mean = x.mean(1, keepdim=True)
         if self.normalise == "centre":
             return x - mean, mean, x.new_ones(1, 1)
-        spread = x.std(1, keepdim=True) + LAYER_NORM_EPSILON
-        return (x - mean) / spread, mean, spread
+        spread = x.std(1, keepdim=True)
+        return (x - mean) / (spread + LAYER_NORM_EPSILON), mean, spread
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch width"]:
         """Return the code as a dense tensor; any leading shape."""

@@ -10,6 +10,7 @@ from monosemy.coders.coder import SparseCoder
 from monosemy.coders.gated import Gated
 from monosemy.coders.groupmax import GroupMax
 from monosemy.coders.jumprelu import JumpReLU
+from monosemy.coders.matching_pursuit import MatchingPursuit
 from monosemy.coders.matryoshka import MatryoshkaBatchTopK
 from monosemy.coders.nonnegative import NonNegative
 from monosemy.coders.p_anneal import PAnneal
@@ -30,14 +31,21 @@ ARCHITECTURES: dict[str, type[SparseCoder]] = {
     "relu_kl": ReLUKL,
     "nonnegative": NonNegative,
 }
+READ_ONLY: dict[str, type[SparseCoder]] = {"matching_pursuit": MatchingPursuit}
+"""Those of other tools' files, which are not trained here."""
 
 
 def architecture_named(name: str) -> type[SparseCoder]:
-    """Return an architecture.
+    """Return an architecture that can be trained.
 
     Raises:
         UserError: there is none of that name.
     """
+    if name in READ_ONLY:
+        raise UserError(
+            f"`{name}` is read from other tools' files, not trained",
+            f"allowed: {', '.join(ARCHITECTURES)}",
+        )
     if name not in ARCHITECTURES:
         raise UserError(
             f"no architecture `{name}`",
@@ -50,7 +58,7 @@ def make_coder(architecture: str, d_in: int, width: int, **options: Any) -> Spar
     """Build an untrained coder.
 
     Args:
-        architecture: its name in `ARCHITECTURES`.
+        architecture: its name in `ARCHITECTURES` or `READ_ONLY`.
         d_in: width of the activations encoded.
         width: number of features.
         options: its own options, and those of every `SparseCoder`, seed among them.
@@ -58,7 +66,7 @@ def make_coder(architecture: str, d_in: int, width: int, **options: Any) -> Spar
     Raises:
         UserError: no such architecture, an option it does not have, or a value it refuses.
     """
-    kind = architecture_named(architecture)
+    kind = READ_ONLY.get(architecture) or architecture_named(architecture)
     known = coder_options(kind)
     for name in options:
         if name not in known:

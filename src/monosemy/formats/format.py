@@ -96,7 +96,7 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
         training={"imported": imported},
     )
     coder = content.coder
-    if given.centred:
+    if given.centred and not coder.normalise:
         coder.normalise = "centre"
     is_transcoder = provenance.target is not None
     return Dictionary(
