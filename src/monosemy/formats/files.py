@@ -6,8 +6,8 @@ Tensors are asked for by name and shape; what is missing, misshapen or left over
 from __future__ import annotations
 
 import json
-import pickle  # noqa: TID251 (to name its error: nothing here unpickles)
-import zipfile
+import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not JSON, or not an object.
     """
+    text = _text(path)
     try:
-        return _object(path, json.loads(_text(path)))
-    except json.JSONDecodeError as error:
+        return _object(path, json.loads(text))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not valid JSON: {error}", "copy it again") from error
 
 
@@ -42,9 +43,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, or not a mapping.
     """
+    text = _text(path)
     try:
-        return _object(path, yaml.safe_load(_text(path)))
-    except yaml.YAMLError as error:
+        return _object(path, yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not valid YAML: {reason(error)}", "copy it again") from error
 
 
@@ -57,6 +59,20 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {}
 
 
+def pt_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the tensors that `torch.save` wrote by name; {} if none.
+
+    They are mapped, not read, but for those of files older than 2020.
+    """
+    try:
+        values = _load_pt(path, mmap=_is_zip(path))
+    except Exception:  # see `read_pt`, which says what is wrong
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {str(n): tuple(v.shape) for n, v in values.items() if isinstance(v, Tensor)}
+
+
 def read_safetensors(path: Path) -> Tensors:
     """Return the tensors of a safetensors file.
 
@@ -67,7 +83,7 @@ def read_safetensors(path: Path) -> Tensors:
     try:
         with safe_open(path, "pt") as file:
             return Tensors({name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise _damaged(path, error) from error
 
 
@@ -79,16 +95,12 @@ def read_pt(path: Path) -> Any:
     """
     _check_there(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower() and "weights only" not in str(error).lower():
-            raise _damaged(path, error) from error
-        raise UserError(
-            f"`{path}` holds more than tensors and plain values, which may run code when read",
-            "it is not read; ask whoever made it for safetensors",
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from error
+        return _load_pt(path, mmap=False)
+    except Exception as error:  # what is read of damaged bytes may raise anything
+        if _REFUSED.search(str(error)):
+            raise _would_run(path, _REFUSED_NAME.search(str(error))) from error
+        what = str(error).rpartition("WeightsUnpickler error: ")[2]  # PyTorch's advice before it
+        raise _damaged(path, ValueError(what) if what else error) from error
 
 
 def read_npz(path: Path) -> Tensors:
@@ -101,8 +113,21 @@ def read_npz(path: Path) -> Tensors:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Tensors({name: torch.from_numpy(file[name]) for name in file.files}, path)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # as in `read_pt`
+        if "allow_pickle" in str(error):
+            raise _would_run(path) from error
         raise _damaged(path, error) from error
+
+
+def check_readable(path: Path) -> None:
+    """Read a file of tensors, of whatever kind its name says, to find out what is wrong with it.
+
+    Raises:
+        UserError: it is damaged, or would run code when read in full.
+    """
+    readers = {".pt": read_pt, ".pth": read_pt, ".npz": read_npz, ".safetensors": read_safetensors}
+    if path.suffix in readers and path.is_file():
+        readers[path.suffix](path)
 
 
 class Tensors:
@@ -147,7 +172,7 @@ class Tensors:
                 "its configuration says another size, or it belongs to another dictionary",
             )
         self._left.pop(name, None)
-        return _finite(value.to(torch.float32), name, self.path)
+        return _finite(_in_fp32(value, name, self.path), name, self.path)
 
     def size(self, name: str, axis: int) -> int:
         """Return a tensor's length along an axis, before it is taken.
@@ -206,6 +231,32 @@ def needed(settings: Mapping[str, Any], name: str, path: Path) -> Any:
     return settings[name]
 
 
+def needed_count(settings: Mapping[str, Any], name: str, path: Path) -> int:
+    """Return a field of a configuration that counts something.
+
+    Raises:
+        UserError: it is missing, or no whole number above 0.
+    """
+    value = needed(settings, name, path)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value % 1:
+        raise UserError(f"`{name}` of `{path}` is {value!r}", "it must be a whole number above 0")
+    return int(value)
+
+
+def _in_fp32(value: Tensor, name: str, path: Path) -> Tensor:
+    is_plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    try:
+        if is_plain and not value.is_complex():
+            return value.to(torch.float32)
+    except (RuntimeError, NotImplementedError):  # a type that only some devices compute in
+        pass
+    kind = str(value.dtype if is_plain else value.layout).removeprefix("torch.")
+    raise UserError(
+        f"`{name}` of `{path}` holds {kind}, which cannot be made fp32 here",
+        "ask whoever made it for fp32, bf16 or fp16",
+    )
+
+
 def _finite(value: Tensor, name: str, path: Path) -> Tensor:
     if not torch.isfinite(value).all():
         raise UserError(
@@ -238,6 +289,30 @@ def _object(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"`{path}` holds a {type(value).__name__}", "fields by name were expected")
     return value
+
+
+def _load_pt(path: Path, *, mmap: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about old pickles
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+_REFUSED = re.compile("GLOBAL|unrecognized function|Can only ")
+"""What PyTorch says where a file asks for more than tensors and plain values."""
+_REFUSED_NAME = re.compile(r"GLOBAL ([\w.]+)")
+
+
+def _would_run(path: Path, what: re.Match[str] | None = None) -> UserError:
+    held = f" (`{what[1]}`)" if what else ""
+    return UserError(
+        f"`{path}` holds more than tensors and plain values{held}: read in full it may run code",
+        "it is not read; ask whoever made it for safetensors",
+    )
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

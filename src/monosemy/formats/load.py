@@ -10,6 +10,7 @@ from monosemy.artefact import MANIFEST, disk_error
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError, nearest
 from monosemy.formats import sparsify
+from monosemy.formats.files import check_readable
 from monosemy.formats.format import Format, Given, as_dictionary
 
 _MODULES = (sparsify,)
@@ -40,18 +41,17 @@ def load(
         return Dictionary.from_pretrained(path)
     if not path.exists():
         raise UserError(f"nothing is at `{source}`", "give a file or folder")
-    inside = _inside(path)
-    if format is None and len(inside) == 1 and not _recognising(path):
-        return load(inside[0], given=given)
     found = _named(format) if format is not None else recognise(path)
+    if isinstance(found, Path):
+        return load(found, given=given)
     if found.read is None:
         raise UserError(f"{found.title} is written, not read", f"allowed: {_readable()}")
     content = found.read(path, given)
     return as_dictionary(content, given, str(source), found.name)
 
 
-def recognise(path: Path) -> Format:
-    """Return the format of a file or folder, told by its files.
+def recognise(path: Path) -> Format | Path:
+    """Return the format of a file or folder, told by its files, or the one dictionary below it.
 
     Raises:
         UserError: no known format, several of them, or a folder that holds several dictionaries.
@@ -65,13 +65,18 @@ def recognise(path: Path) -> Format:
             f"say which with --format: {', '.join(f.name for f in found)}",
         )
     inside = _inside(path)
+    if len(inside) == 1:
+        return inside[0]
     if inside:
         more = f" and {len(inside) - _LISTED} more" if len(inside) > _LISTED else ""
         raise UserError(
             f"`{path}` holds {len(inside)} dictionaries",
             f"give one: {', '.join(str(p) for p in inside[:_LISTED])}{more}",
         )
-    there = sorted(p.name for p in path.iterdir())[:_LISTED] if path.is_dir() else []
+    items = sorted(path.iterdir()) if path.is_dir() else [path]
+    for item in items:
+        check_readable(item)  # what is wrong with a damaged file is not its format
+    there = [item.name for item in items[:_LISTED]] if path.is_dir() else []
     raise UserError(
         f"`{path}` is no dictionary of a known format",
         f"there: {', '.join(there) or 'nothing'}; known: {_readable()}",
@@ -129,9 +134,9 @@ def _named(name: str) -> Format:
     return FORMATS[name]
 
 
-def _inside(path: Path, depth: int = _DEEPEST) -> list[Path]:
-    """Return the dictionaries below a folder."""
-    if depth == 0 or not path.is_dir():
+def _inside(path: Path, depth: int = _DEEPEST, around: frozenset[Path] = frozenset()) -> list[Path]:
+    """Return the dictionaries below a folder; links back to a folder `around` are not followed."""
+    if depth == 0 or not path.is_dir() or path.resolve() in around:
         return []
     found = []
     for item in sorted(path.iterdir()):
@@ -140,7 +145,7 @@ def _inside(path: Path, depth: int = _DEEPEST) -> list[Path]:
         if _is_ours(item) or _recognising(item):
             found.append(item)
         else:
-            found += _inside(item, depth - 1)
+            found += _inside(item, depth - 1, around | {path.resolve()})
     return found
 
 
