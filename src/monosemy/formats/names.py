@@ -73,7 +73,8 @@ def our_hookpoint(name: str, model: str = "") -> str:
         return _from_lens(int(lens[1]), lens[2], name, model)
     block = _BLOCK.fullmatch(name)
     if block is None:
-        return "embed" if name in ("hook_embed", "embed_tokens", "wte", "embed_in") else name
+        # Not `wte` and `hook_embed`: some models add positions after them.
+        return "embed" if name in ("embed_tokens", "embed_in") else name
     inside = (block[2] or "").removeprefix(".")
     inside = _PARTS.get(inside, inside)
     return f"layers.{block[1]}" + (f".{inside}" if inside else "")
@@ -112,3 +113,38 @@ def lens_hookpoint(name: str, model: str = "") -> str | None:
 def _norms_before_adding(model: str) -> bool:
     name = model.rpartition("/")[2].lower()
     return name.startswith(("gemma-2-", "gemma-3-"))
+
+
+_FAMILIES = {
+    r"(distil)?gpt-?2|gpt-j|gpt-neo-": ("h", "attn", "drop"),
+    r"pythia|gpt-neox": ("layers", "attention", "embed_in"),
+    r"falcon": ("h", "self_attention", "word_embeddings"),
+    r"opt-": ("decoder.layers", "self_attn", "decoder.embed_tokens"),
+}
+"""How a model's name begins -> its list of blocks, their attention, and the embedding, below the
+base model."""
+_USUAL = ("layers", "self_attn", "embed_tokens")
+
+
+def module_path(name: str, model: str) -> str:
+    """Return what `transformers` calls a hook point of ours, below a model's base.
+
+    Args:
+        name: of a module's output.
+        model: Hub id; families that are not known are taken to be like Llama.
+    """
+    short = model.rpartition("/")[2].lower()
+    family = next((parts for start, parts in _FAMILIES.items() if re.match(start, short)), _USUAL)
+    blocks, attention, embedding = family
+    if name == "embed":
+        return embedding
+    found = re.fullmatch(r"layers\.(\d+)(\.attn)?(\..+)?", name)
+    if found is None:
+        return name
+    inside = f".{attention}" if found[2] else ""
+    return f"{blocks}.{found[1]}{inside}{found[3] or ''}"
+
+
+def is_hookpoint(name: str) -> bool:
+    """Say whether a name is one of a hook point, in a form that `our_hookpoint` understands."""
+    return bool(_LENS.fullmatch(name) or _BLOCK.fullmatch(name)) or our_hookpoint(name) == "embed"

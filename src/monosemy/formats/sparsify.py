@@ -1,12 +1,14 @@
 """EleutherAI's sparsify: `cfg.json` and `sae.safetensors` in a folder named after a hook point.
 
-A coder subtracts `b_dec` from its input unless it is a transcoder, which predicts a module's output
-from that module's input. The run's folder has the training configuration.
+A coder subtracts `b_dec` from its input unless it is a transcoder, which predicts what a module
+puts out from what goes into it. The folder around it is the run's, with the configuration of the
+training. Hook points are modules, by their names in `transformers` below the model's base.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,22 @@ from safetensors.torch import save_file
 
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError
-from monosemy.formats.files import needed, read_json, read_safetensors, tensor_shapes
-from monosemy.formats.format import Content, Format, Given, coder_from, plain, subtract_first
-from monosemy.formats.names import our_hookpoint
+from monosemy.formats.files import needed_count, read_json, read_safetensors, tensor_shapes
+from monosemy.formats.format import (
+    UNKNOWN,
+    Content,
+    Format,
+    Given,
+    coder_from,
+    plain,
+    scale_input,
+    subtract_first,
+)
+from monosemy.formats.names import hub_model, is_hookpoint, module_path, our_hookpoint
 
 SETTINGS, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 ACTIVATIONS = ("topk", "groupmax")
+_SEED = re.compile(r"seed\d+")
 
 
 def recognises(path: Path) -> bool:
@@ -33,85 +45,147 @@ def read(path: Path, given: Given) -> Content:
     Raises:
         UserError: a file or tensor is missing, or contradicts the configuration.
     """
-    settings = read_json(path / SETTINGS)
-    d_in = int(needed(settings, "d_in", path / SETTINGS))
-    width = settings.get("num_latents") or d_in * int(
-        needed(settings, "expansion_factor", path / SETTINGS)
+    file, settings = path / SETTINGS, read_json(path / SETTINGS)
+    d_in = needed_count(settings, "d_in", file)
+    width = (
+        needed_count(settings, "num_latents", file)
+        if settings.get("num_latents")
+        else needed_count(settings, "expansion_factor", file) * d_in
     )
     activation = settings.get("activation", "topk")
-    if activation not in ACTIVATIONS:
+    if activation not in ACTIVATIONS or settings.get("signed"):
+        kind = "signed features" if settings.get("signed") else f"activation `{activation}`"
         raise UserError(
-            f"`{path / SETTINGS}` has activation `{activation}`",
-            f"allowed: {', '.join(ACTIVATIONS)}",
+            f"`{file}` has {kind}", f"allowed: {', '.join(ACTIVATIONS)}, features not below 0"
         )
-    file = read_safetensors(path / WEIGHTS)
+    weights = read_safetensors(path / WEIGHTS)
     tensors = {
-        "W_enc": file.take("encoder.weight", (width, d_in)),
-        "b_enc": file.take("encoder.bias", (width,)),
-        "W_dec": file.take("W_dec", (width, d_in)),
-        "b_dec": file.take("b_dec", (d_in,)),
+        "W_enc": weights.take("encoder.weight", (width, d_in)),
+        "b_enc": weights.take("encoder.bias", (width,)),
+        "W_dec": weights.take("W_dec", (width, d_in)),
+        "b_dec": weights.take("b_dec", (d_in,)),
     }
     if settings.get("skip_connection"):
-        tensors["W_skip"] = file.take("W_skip", (d_in, d_in))
-    file.done()
+        tensors["W_skip"] = weights.take("W_skip", (d_in, d_in))
+    weights.done()
     transcode = bool(settings.get("transcode"))
     if not transcode:
         subtract_first(tensors, tensors["b_dec"])
-    run = read_json(path.parent / RUN) if (path.parent / RUN).is_file() else {}
-    hookpoint = our_hookpoint(path.name)
-    return Content(
-        coder=coder_from(activation, tensors, k=int(needed(settings, "k", path / SETTINGS))),
-        model=run.get("model"),
-        hookpoint=f"{hookpoint}.input" if transcode else hookpoint,
-        target=hookpoint if transcode else None,
-        context=run.get("ctx_len"),
-        corpus=_corpus(run),
-        settings={**run, **settings},
-        notes=[] if run else [f"no `{RUN}` beside the folder: the model is not known"],
+    if given.scale is not None:
+        scale_input(tensors, given.scale)
+    k = given.k or needed_count(settings, "k", file)
+    content = Content(
+        coder=coder_from(activation, tensors, k=k),
+        settings=settings,
+        **_provenance(path.absolute(), transcode=transcode),
     )
+    if settings.get("multi_topk"):
+        content.notes.append(
+            f"{k} features fire, as in sparsify's `encode`; its `forward` takes 4k"
+        )
+    return content
+
+
+def _provenance(path: Path, *, transcode: bool) -> dict[str, Any]:
+    """Return what the folders' names and the run's configuration say, as `Content` takes it."""
+    if _SEED.fullmatch(path.name):  # of several runs that differ by it
+        path = path.parent
+    file = path.parent / RUN
+    run = read_json(file) if file.is_file() else {}
+    run = run if "sae" in run else {}  # else it is somebody else's file
+    notes = [] if run else [f"no `{RUN}` of sparsify beside the folder: the model is not known"]
+    hookpoint, target = None, UNKNOWN if transcode else None
+    if path.name not in (run.get("hookpoints") or []) and not is_hookpoint(path.name):
+        notes.append(f"the folder's name, `{path.name}`, is no hook point: that is not known")
+    elif transcode:
+        target = our_hookpoint(path.name)
+        hookpoint = f"{target}.input"
+    else:
+        hookpoint = our_hookpoint(path.name)
+    dataset = run.get("dataset")
+    return {
+        "model": hub_model(run["model"]) if isinstance(run.get("model"), str) else None,
+        "hookpoint": hookpoint,
+        "target": target,
+        "context": needed_count(run, "ctx_len", file) if run.get("ctx_len") else None,
+        "corpus": {"source": dataset} if isinstance(dataset, str) else {},
+        "notes": notes,
+    }
 
 
 def write(dictionary: Dictionary, folder: Path) -> list[str]:
-    """Write a TopK or GroupMax dictionary as sparsify reads it.
+    """Write a TopK or GroupMax dictionary as a run of sparsify with one hook point.
 
     Raises:
         UserError: the architecture or sizes are none of sparsify's.
     """
-    coder = dictionary.coder
-    if coder.architecture not in ACTIVATIONS or coder.d_out != coder.d_in or coder.normalise:
-        raise UserError(
-            f"sparsify has no `{coder.architecture}` from {coder.d_in} to {coder.d_out}",
-            f"allowed: {', '.join(ACTIVATIONS)}, input and output of one width",
-        )
-    if coder.importance is not None:
-        raise UserError("sparsify cannot weigh features when it chooses the largest", "allowed: no")
+    coder, provenance = dictionary.coder, dictionary.provenance
+    _check_fits(dictionary)
     weights = plain(coder)
     transcode = dictionary.is_transcoder
     if not transcode:
         weights["b_enc"] += weights["W_enc"] @ weights["b_dec"]
-    names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
-    save_file({names.get(n, n): t for n, t in weights.items()}, folder / WEIGHTS)
-    settings: dict[str, Any] = {
+    settings = {
         "activation": coder.architecture,
-        "expansion_factor": coder.width // coder.d_in,
+        "expansion_factor": max(coder.width // coder.d_in, 1),
         "normalize_decoder": False,
         "num_latents": coder.width,
         "k": coder.options()["k"],
+        # Of training; besides, where it is true, `forward` returns the output with 4k features.
         "multi_topk": False,
         "skip_connection": coder.W_skip is not None,
         "transcode": transcode,
-        "d_in": coder.d_in,
     }
-    (folder / SETTINGS).write_text(json.dumps(settings), "utf-8")
-    return [
-        f"the model ({dictionary.provenance.model}) and hook point ({dictionary.hookpoint}): "
-        "sparsify tells them by the run's config and the folder's name",
-        "which tokens count, the fingerprint and features' strengths",
-    ]
+    name = module_path(dictionary.explains, provenance.model)
+    run = {
+        "sae": settings,
+        "hookpoints": [name],
+        "model": provenance.model,
+        "ctx_len": provenance.context,
+        "dataset": provenance.corpus.get("source"),
+    }
+    (folder / name).mkdir()
+    names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
+    save_file({names.get(n, n): t for n, t in weights.items()}, folder / name / WEIGHTS)
+    text = json.dumps({**settings, "d_in": coder.d_in}, indent=2)
+    (folder / name / SETTINGS).write_text(text, "utf-8")
+    (folder / RUN).write_text(json.dumps(run, indent=2), "utf-8")
+    lost = ["which tokens count, the fingerprint and features' strengths"]
+    if UNKNOWN in (dictionary.explains, provenance.model):
+        lost.append("its model and hook point, which are not known here either")
+    if transcode and provenance.hookpoint != f"{provenance.target}.input":
+        lost.append(f"that its input is `{provenance.hookpoint}`: to sparsify it is `{name}`'s own")
+    return lost
 
 
-def _corpus(run: dict[str, Any]) -> dict[str, Any]:
-    return {"source": run["dataset"]} if run.get("dataset") else {}
+def _check_fits(dictionary: Dictionary) -> None:
+    coder = dictionary.coder
+    if coder.architecture not in ACTIVATIONS:
+        raise UserError(
+            f"sparsify has no `{coder.architecture}`: it keeps a fixed number of a token's "
+            "features, of all or of each group",
+            f"allowed: {', '.join(ACTIVATIONS)}; other tools' formats hold the rest",
+        )
+    if coder.d_out != coder.d_in:
+        raise UserError(
+            f"sparsify has one width for input and output, not {coder.d_in} and {coder.d_out}",
+            "circuit-tracer's and SAELens's formats hold such transcoders",
+        )
+    if coder.normalise:
+        raise UserError(
+            f"sparsify cannot normalise each token (`{coder.normalise}`)",
+            "export a dictionary without",
+        )
+    if coder.importance is not None:
+        raise UserError(
+            "sparsify cannot weigh features when it chooses the largest",
+            "export a dictionary that was trained without whitening",
+        )
+    place = dictionary.explains
+    if place.endswith(".input"):
+        raise UserError(
+            f"sparsify explains what modules put out, not `{place}`", "choose another format"
+        )
 
 
 FORMAT = Format(
