@@ -1,4 +1,4 @@
-"""sparsify's files by their layout; `parity/test_sparsify.py` holds them against sparsify itself."""
+"""sparsify's files by their layout; `parity/test_sparsify.py` holds them against the package."""
 
 from __future__ import annotations
 

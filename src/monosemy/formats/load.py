@@ -9,11 +9,14 @@ from pathlib import Path
 from monosemy.artefact import MANIFEST, disk_error
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError, nearest
-from monosemy.formats import sparsify
+from monosemy.formats import dictionary_learning, sparsify
 from monosemy.formats.files import check_readable
 from monosemy.formats.format import Format, Given, as_dictionary
 
-_MODULES = (sparsify,)
+_MODULES = (
+    sparsify,
+    dictionary_learning,
+)
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """By name."""
 _DEEPEST = 4

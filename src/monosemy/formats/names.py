@@ -147,4 +147,5 @@ def module_path(name: str, model: str) -> str:
 
 def is_hookpoint(name: str) -> bool:
     """Say whether a name is one of a hook point, in a form that `our_hookpoint` understands."""
-    return bool(_LENS.fullmatch(name) or _BLOCK.fullmatch(name)) or our_hookpoint(name) == "embed"
+    known = _LENS.fullmatch(name) or _BLOCK.fullmatch(name)
+    return known is not None or our_hookpoint(name) in ("embed", "final_norm")
