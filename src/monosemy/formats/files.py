@@ -111,7 +111,7 @@ def read_npz(path: Path) -> Tensors:
     """
     _check_there(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return Tensors({name: torch.from_numpy(file[name]) for name in file.files}, path)
     except Exception as error:  # as in `read_pt`
         if "allow_pickle" in str(error):
@@ -244,13 +244,13 @@ def needed_count(settings: Mapping[str, Any], name: str, path: Path) -> int:
 
 
 def _in_fp32(value: Tensor, name: str, path: Path) -> Tensor:
-    is_plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    kind = str(value.dtype if value.layout == torch.strided else value.layout)
+    kind = "no values" if value.is_meta else kind.removeprefix("torch.")
     try:
-        if is_plain and not value.is_complex():
+        if value.layout == torch.strided and not value.is_complex() and not value.is_meta:
             return value.to(torch.float32)
     except (RuntimeError, NotImplementedError):  # a type that only some devices compute in
         pass
-    kind = str(value.dtype if is_plain else value.layout).removeprefix("torch.")
     raise UserError(
         f"`{name}` of `{path}` holds {kind}, which cannot be made fp32 here",
         "ask whoever made it for fp32, bf16 or fp16",
