@@ -8,6 +8,7 @@ TransformerLens names places by what is read there (`blocks.5.hook_resid_post`),
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 MODELS = {
     "gpt2-small": "openai-community/gpt2",
@@ -143,6 +144,14 @@ def module_path(name: str, model: str) -> str:
         return name
     inside = f".{attention}" if found[2] else ""
     return f"{blocks}.{found[1]}{inside}{found[3] or ''}"
+
+
+def spelled_path(path: Path) -> str:
+    """Return a path as text, with what the Hub's cache calls a repository spelled as its id.
+
+    Published suites say in the names of repositories and folders what their files leave out.
+    """
+    return path.absolute().as_posix().replace("models--", "").replace("--", "/")
 
 
 def is_hookpoint(name: str) -> bool:
