@@ -46,7 +46,7 @@ def read(path: Path, given: Given) -> Content:
             f"`{path.parent / SETTINGS}` has architecture `{settings['architecture']}`",
             "allowed: jump_relu",
         )
-    if len(tensor_shapes(path)["w_dec"]) == 3:
+    if len(tensor_shapes(path).get("w_dec", ())) == 3:
         raise UserError(
             f"`{path}` is a layer of a cross-layer transcoder: each feature writes to several "
             "layers",

@@ -14,7 +14,7 @@ from monosemy.formats.format import Content, Format, Given, coder_from
 
 def recognises(path: Path) -> bool:
     """Say whether a file has both maps."""
-    if not path.is_file():
+    if path.suffix not in (".pt", ".pth") or not path.is_file():
         return False
     return {"encoder_linear.weight", "decoder_linear.weight"} <= pt_shapes(path).keys()
 

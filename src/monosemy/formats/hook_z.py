@@ -18,7 +18,7 @@ _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
 
 def recognises(path: Path) -> bool:
     """Say whether a file has weights and its configuration beside it."""
-    if not path.is_file() or not _settings(path).is_file():
+    if path.suffix != ".pt" or not path.is_file() or not _settings(path).is_file():
         return False
     shapes = pt_shapes(path)
     return shapes.keys() == _NAMES and shapes["W_enc"][1:] == shapes["b_enc"]

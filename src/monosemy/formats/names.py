@@ -72,6 +72,8 @@ def our_hookpoint(name: str, model: str = "") -> str:
     lens = _LENS.fullmatch(name)
     if lens:
         return _from_lens(int(lens[1]), lens[2], name, model)
+    if ".hook_" in name:  # another place of TransformerLens, such as within a norm
+        return name
     block = _BLOCK.fullmatch(name)
     if block is None:
         # Not `wte` and `hook_embed`: some models add positions after them.

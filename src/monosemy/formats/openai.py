@@ -33,7 +33,9 @@ _LOCATIONS = {
 
 def recognises(path: Path) -> bool:
     """Say whether a file has both of OpenAI's biases."""
-    return path.is_file() and {"pre_bias", "latent_bias"} <= pt_shapes(path).keys()
+    if path.suffix != ".pt" or not path.is_file():
+        return False
+    return {"pre_bias", "latent_bias"} <= pt_shapes(path).keys()
 
 
 def read(path: Path, given: Given) -> Content:

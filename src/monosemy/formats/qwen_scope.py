@@ -18,7 +18,7 @@ NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
 
 def recognises(path: Path) -> bool:
     """Say whether a file has these weights, with a row of the encoder for each feature."""
-    if not path.is_file():
+    if path.suffix != ".pt" or not path.is_file():
         return False
     shapes = pt_shapes(path)
     return shapes.keys() == NAMES and shapes["W_enc"][:1] == shapes["b_enc"]
