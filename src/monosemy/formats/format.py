@@ -157,6 +157,29 @@ def scale_input(tensors: dict[str, Tensor], scale: float) -> None:
         tensors[name] = tensors[name] / scale
 
 
+def log_threshold(threshold: Tensor) -> Tensor:
+    """Return JumpReLU thresholds as its coder keeps them; those below 0 count as 0."""
+    finite = torch.finfo(torch.float32)
+    return threshold.clamp(finite.tiny, finite.max).log()
+
+
+def thresholds(coder: SparseCoder) -> Tensor | None:
+    """Return what each pre-activation must exceed to fire, [width]; None if that does not decide.
+
+    Known of ReLU, JumpReLU and BatchTopK, as long as nothing is normalised or weighed beside it.
+    """
+    if coder.normalise or coder.importance is not None:
+        return None
+    if coder.architecture == "relu":
+        return torch.zeros(coder.width)
+    if coder.architecture == "jumprelu":
+        return plain(coder)["log_threshold"].exp()
+    if coder.architecture in ("batch_topk", "matryoshka"):
+        bar = plain(coder)["threshold"]
+        return torch.nextafter(bar, -torch.ones(())).clamp_min(0).repeat(coder.width)
+    return None
+
+
 def plain(module: nn.Module) -> dict[str, Tensor]:
     """Return a coder's weights, detached, on the CPU, each in memory of its own."""
     return {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}

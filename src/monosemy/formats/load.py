@@ -9,7 +9,20 @@ from pathlib import Path
 from monosemy.artefact import MANIFEST, disk_error
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError, nearest
-from monosemy.formats import dictionary_learning, saelens, sparsify
+from monosemy.formats import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    hook_z,
+    llama_scope,
+    llamascopium,
+    openai,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from monosemy.formats.files import check_readable
 from monosemy.formats.format import Format, Given, as_dictionary
 
@@ -17,6 +30,15 @@ _MODULES = (
     saelens,
     dictionary_learning,
     sparsify,
+    openai,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llamascopium,
+    qwen_scope,
+    goodfire,
+    hook_z,
+    circuit_tracer,
 )
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """By name."""

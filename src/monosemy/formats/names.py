@@ -8,6 +8,7 @@ TransformerLens names places by what is read there (`blocks.5.hook_resid_post`),
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 MODELS = {
     "gpt2-small": "openai-community/gpt2",
@@ -71,6 +72,8 @@ def our_hookpoint(name: str, model: str = "") -> str:
     lens = _LENS.fullmatch(name)
     if lens:
         return _from_lens(int(lens[1]), lens[2], name, model)
+    if ".hook_" in name:  # another place of TransformerLens, such as within a norm
+        return name
     block = _BLOCK.fullmatch(name)
     if block is None:
         # Not `wte` and `hook_embed`: some models add positions after them.
@@ -143,6 +146,14 @@ def module_path(name: str, model: str) -> str:
         return name
     inside = f".{attention}" if found[2] else ""
     return f"{blocks}.{found[1]}{inside}{found[3] or ''}"
+
+
+def spelled_path(path: Path) -> str:
+    """Return a path as text, with what the Hub's cache calls a repository spelled as its id.
+
+    Published suites say in the names of repositories and folders what their files leave out.
+    """
+    return path.absolute().as_posix().replace("models--", "").replace("--", "/")
 
 
 def is_hookpoint(name: str) -> bool:
