@@ -61,9 +61,13 @@ class Release:
     centred: bool | None
     groups: tuple[dict[str, str], ...]
 
+    def ids(self) -> list[str]:
+        """Return the ids of its dictionaries."""
+        return [text.partition("|")[0] for _, text in self._texts()]
+
     def entries(self) -> list[Entry]:
         """Return its dictionaries."""
-        return [self._entry(group, text) for group in self.groups for text in expand(group["ids"])]
+        return [self._entry(group, text) for group, text in self._texts()]
 
     def entry(self, id: str) -> Entry:
         """Return one of its dictionaries.
@@ -71,15 +75,16 @@ class Release:
         Raises:
             UserError: it has none of that id.
         """
-        entries = {entry.id: entry for entry in self.entries()}
-        if id not in entries:
-            hint = nearest(id, entries) or f"such as: {', '.join(list(entries)[:_LISTED])}"
+        found = {text.partition("|")[0]: (group, text) for group, text in self._texts()}
+        if id not in found:
+            hint = nearest(id, found) or f"such as: {', '.join(list(found)[:_LISTED])}"
             raise UserError(
-                f"release `{self.name}` has no dictionary `{id}`" if id else f"which of the "
-                f"{len(entries)} dictionaries of release `{self.name}` is not said",
+                f"release `{self.name}` has no dictionary `{id}`"
+                if id
+                else f"which of the {len(found)} dictionaries of release `{self.name}` is not said",
                 f"{hint}; all are listed by: monosemy releases {self.name}",
             )
-        return entries[id]
+        return self._entry(*found[id])
 
     def given(self, entry: Entry) -> Given:
         """Return what is known of a dictionary beside its files."""
@@ -91,6 +96,12 @@ class Release:
             scale=entry.scale,
             centred=self.centred,
         )
+
+    def _texts(self) -> Iterator[tuple[dict[str, str], str]]:
+        """Yield each group with what its pattern stands for."""
+        for group in self.groups:
+            for text in expand(group["ids"]):
+                yield group, text
 
     def _entry(self, group: dict[str, str], text: str) -> Entry:
         id, *extra = text.split("|")
