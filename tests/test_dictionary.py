@@ -155,7 +155,7 @@ def test_a_file_where_the_folder_should_be(run: Run, tmp_path: Path) -> None:
 
 
 def test_unknown_hub_id_says_what_was_tried() -> None:
-    with pytest.raises(UserError, match="no dictionary `someone/something`"):
+    with pytest.raises(UserError, match="no folder `someone/something` here"):
         Dictionary.from_pretrained("someone/something")
 
 

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from monosemy.artefact import MANIFEST, load_manifest, load_tensors, save_artefact
+from monosemy.artefact import MANIFEST, load_manifest, load_tensors, save_artefact, write_text
+from monosemy.coders.card import model_card
 from monosemy.coders.changes import Clamp, changed
 from monosemy.coders.code import Code
 from monosemy.coders.coder import SparseCoder
@@ -23,6 +24,7 @@ from monosemy.coders.fingerprint import Figures, Fingerprint
 from monosemy.coders.provenance import Provenance
 from monosemy.coders.registry import make_coder
 from monosemy.errors import UserError
+from monosemy.hub import fetch, hub_place, upload
 
 KIND = "dictionary"
 WEIGHTS = "coder.safetensors"
@@ -253,6 +255,10 @@ class Dictionary:
     def from_pretrained(cls, source: str | Path) -> Dictionary:
         """Read a dictionary from a folder, a run's folder, or the Hugging Face hub.
 
+        Args:
+            source: a folder, `owner/name` or `owner/name/folder`, the latter two with `@revision`
+                for another than the hub's newest.
+
         Raises:
             UserError: it is not there, damaged, or of a format this version does not read.
         """
@@ -300,15 +306,38 @@ class Dictionary:
             target_scale=target_scale,
         )
 
-    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
-        """Upload the dictionary to the Hugging Face hub and return its address there."""
-        from huggingface_hub import HfApi
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        evaluation: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Upload the dictionary to the Hugging Face hub, with a model card; return its address.
 
-        api = HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
+        Args:
+            repo: `owner/name`; made where there is none.
+            private: make it one that only its owner sees.
+            evaluation: what `Evaluation.to_dict` gives, for the card.
+
+        Raises:
+            UserError: no right to write there, or no network.
+        """
         with tempfile.TemporaryDirectory() as parent:
-            folder = self.save_pretrained(Path(parent) / "dictionary")
-            return str(api.upload_folder(repo_id=repo, folder_path=str(folder)))
+            folder = self.save_for_hub(Path(parent) / "dictionary", repo, evaluation=evaluation)
+            return upload(folder, repo, private=private)
+
+    def save_for_hub(
+        self, folder: str | Path, repo: str, *, evaluation: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write what `push_to_hub` uploads: the dictionary and its model card.
+
+        Raises:
+            UserError: as `save_pretrained`.
+        """
+        folder = self.save_pretrained(folder)
+        write_text(folder / "README.md", model_card(self, repo, evaluation))
+        return folder
 
     def __repr__(self) -> str:
         place, sizes = f"of `{self.hookpoint}`", f"d_in {self.d_in}"
@@ -341,17 +370,5 @@ def folder_of(source: str | Path) -> Path:
     folder = Path(source)
     if (folder / "dictionary").is_dir():
         return folder / "dictionary"
-    text = str(source)
-    looks_like_hub = text.count("/") == 1 and not text.startswith((".", "/", "~"))
-    if folder.exists() or not looks_like_hub:
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"no dictionary `{text}`: there is no such folder here, and the hub does not give it",
-            "check the path; for a private one set HF_TOKEN",
-        ) from error
+    place = None if folder.exists() else hub_place(str(source))
+    return folder if place is None else fetch(place).path

@@ -25,6 +25,7 @@ from monosemy.formats import (
 )
 from monosemy.formats.files import check_readable
 from monosemy.formats.format import Format, Given, as_dictionary
+from monosemy.formats.hub import find_on_hub
 
 _MODULES = (
     saelens,
@@ -53,7 +54,9 @@ def load(
     """Load a dictionary of any format, known by its files.
 
     Args:
-        source: a run, or the folder or file of a dictionary.
+        source: a run, the folder or file of a dictionary, `release/id` of a release that
+            `releases()` lists, or on the hub `owner/name` or `owner/name/folder`; on the hub's with
+            `@revision` for another than the newest.
         format: name in `FORMATS`, where files fit several.
         given: what the files may leave out; it goes before what they say.
 
@@ -63,10 +66,10 @@ def load(
     """
     given = given or Given()
     path = Path(source)
+    if not path.exists():
+        return _load_fetched(str(source), format, given)
     if format is None and _is_ours(path):
         return Dictionary.from_pretrained(path)
-    if not path.exists():
-        raise UserError(f"nothing is at `{source}`", "give a file or folder")
     found = _named(format) if format is not None else recognise(path)
     if isinstance(found, Path):
         return load(found, given=given)
@@ -74,6 +77,16 @@ def load(
         raise UserError(f"{found.title} is written, not read", f"allowed: {_readable()}")
     content = found.read(path, given)
     return as_dictionary(content, given, str(source), found.name)
+
+
+def _load_fetched(source: str, format: str | None, given: Given) -> Dictionary:
+    """Load a dictionary from the hub, and note where it came from."""
+    fetched, given = find_on_hub(source, given)
+    dictionary = load(fetched.path, format=format, given=given)
+    imported = dictionary.provenance.training.get("imported")
+    if imported is not None and not _is_ours(fetched.path):
+        imported |= {"source": source, "repo": fetched.place.repo, "commit": fetched.commit}
+    return dictionary
 
 
 def recognise(path: Path) -> Format | Path:

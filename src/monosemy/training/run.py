@@ -11,6 +11,7 @@ from typing import Any
 
 from monosemy.artefact import new_run_folder, write_text
 from monosemy.coders import Dictionary, Provenance
+from monosemy.coders.card import read_evaluation
 from monosemy.corpus import Corpus, TokenPolicy, open_corpus
 from monosemy.errors import UserError
 from monosemy.lm import LM
@@ -35,6 +36,17 @@ class Run:
     config: TrainConfig
     dictionary: Dictionary
     history: list[dict[str, float]]
+
+    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
+        """Upload the dictionary with a model card; return its address.
+
+        The card has the figures of the last evaluation, where one is in the run's folder.
+
+        Raises:
+            UserError: no right to write there, or no network.
+        """
+        evaluation = None if self.folder is None else read_evaluation(self.folder)
+        return self.dictionary.push_to_hub(repo, private=private, evaluation=evaluation)
 
     def __repr__(self) -> str:
         place = f" in {self.folder}" if self.folder else ""
