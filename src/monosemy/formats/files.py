@@ -5,10 +5,13 @@ Tensors are asked for by name and shape; what is missing, misshapen or left over
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle  # noqa: TID251 (to name its error: nothing here unpickles)
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from monosemy.artefact import disk_error
 from monosemy.errors import UserError, reason
 
 _SHOWN = 12
@@ -71,15 +75,17 @@ def read_safetensors(path: Path) -> Tensors:
         raise _damaged(path, error) from error
 
 
-def read_pt(path: Path) -> Any:
+def read_pt(path: Path, *, mapped: bool = False) -> Any:
     """Return what `torch.save` wrote, as long as it is tensors and plain values.
+
+    `mapped` leaves tensors on the disk until they are used.
 
     Raises:
         UserError: no such file, a damaged one, or one that would run code when read in full.
     """
     _check_there(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower() and "weights only" not in str(error).lower():
             raise _damaged(path, error) from error
@@ -89,6 +95,32 @@ def read_pt(path: Path) -> Any:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from error
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a draft folder to write into, and move it to its place when the block ends.
+
+    Raises:
+        UserError: its place is taken, or the disk refuses; nothing is written then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"`{folder}` exists and is not empty", "choose another with --out")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        draft.replace(folder)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_npz(path: Path) -> Tensors:
