@@ -18,6 +18,9 @@ from monosemy.activations.store import Store, StoreWriter, rows_per_shard
 from monosemy.artefact import MANIFEST
 from monosemy.errors import UserError
 
+TOKEN = "token"
+"""Among arrays by name: the tokens' ids."""
+
 
 class Rows:
     """A matrix of activations that is read by row number, wherever it lies.
@@ -89,7 +92,8 @@ def store_arrays(
     Args:
         folder: of the new store.
         source: a tensor, array or memory-map [tokens, d]; a mapping of such by name, with as many
-            rows each; or an iterable of either, chunk after chunk.
+            rows each, and with the tokens' ids [tokens] as `token` where they are known; or an
+            iterable of either, chunk after chunk.
         precision: how they are kept: `bf16`, `fp32` or `int8`.
 
     Raises:
@@ -107,9 +111,10 @@ def store_arrays(
     with StoreWriter(folder, widths, kept) as writer:
         for shard in _regrouped(itertools.chain([first], chunks), rows_per_shard(widths, kept)):
             packed: dict[str, Tensor] = {}
-            for name, x in shard.items():
+            for name in widths:
+                x = shard[name]
                 packed |= pack(name, Rows(x, name).read(torch.arange(len(x))), kept)
-            writer.add(packed)
+            writer.add(packed, tokens=shard.get(TOKEN))
     return Store(folder)
 
 
@@ -118,7 +123,7 @@ def _regrouped(chunks: Iterable[dict[str, Tensor]], size: int) -> Iterator[dict[
     waiting: list[dict[str, Tensor]] = []
     count = 0
     for chunk in chunks:
-        if waiting and _widths(chunk) != _widths(waiting[0]):
+        if waiting and (chunk.keys(), _widths(chunk)) != (waiting[0].keys(), _widths(waiting[0])):
             raise UserError(
                 f"a chunk is of {_widths(chunk)}, those before of {_widths(waiting[0])}"
             )
@@ -140,7 +145,7 @@ def _joined(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _widths(chunk: dict[str, Tensor]) -> dict[str, int]:
-    return {name: int(x.shape[1]) for name, x in chunk.items()}
+    return {name: int(x.shape[1]) for name, x in chunk.items() if name != TOKEN}
 
 
 def _rows(chunk: dict[str, Tensor]) -> int:
@@ -166,7 +171,10 @@ def _chunks(source: Any) -> Iterator[dict[str, Tensor]]:
 def _named(chunk: Any) -> Mapping[str, Any]:
     named = chunk if isinstance(chunk, Mapping) else {"x": chunk}
     for name, x in named.items():
-        Rows(x, name)
+        if name != TOKEN:
+            Rows(x, name)
+        elif x.ndim != 1 or "int" not in str(x.dtype):
+            raise UserError(f"`{TOKEN}` is {x.dtype} {tuple(x.shape)}", "it must be ids [tokens]")
     if len({len(x) for x in named.values()}) > 1:
         raise UserError(
             "arrays differ in rows: " + ", ".join(f"{n} has {len(x)}" for n, x in named.items()),

@@ -25,6 +25,7 @@ from monosemy.cli.text import Text
 from monosemy.corpus import TokenPolicy, open_corpus
 from monosemy.device import describe
 from monosemy.errors import UserError
+from monosemy.formats.raw import store_raw
 from monosemy.lm import LM, empty_model
 from monosemy.progress import Task
 from monosemy.training import context_for, middle
@@ -85,6 +86,31 @@ class Build:
             harvest.grow(task=task)
         console.print(_line(harvest.store), markup=False, highlight=False)
         console.print(f"next: monosemy train --store {self.out}", markup=False)
+
+
+@dataclass(frozen=True)
+class Import:
+    """Turn activations that another tool wrote into a store, to fit a dictionary to."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+    """SAELens's cache, chunks of Language-Model-SAEs, or a file or folder of `.npy`, `.pt` or
+    `.safetensors`; hook points in folders of their own."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """Folder of the store, new or empty."""
+    hookpoint: str | None = None
+    """Where activations were taken, where the files do not say."""
+    precision: Precision = "bf16"
+    """How activations are kept: `bf16`, `fp32`, or `int8` with a scale for each token."""
+
+    def run(self) -> None:
+        """Fill the store, say what is not kept and how to use it."""
+        store, lost = store_raw(
+            self.source, self.out, hookpoint=self.hookpoint, precision=self.precision
+        )
+        console.print(_line(store), markup=False, highlight=False)
+        for what in lost:
+            console.print(f"not in it: {what}", markup=False)
+        console.print(f"next, in Python: monosemy.fit({str(self.out)!r})", markup=False)
 
 
 @dataclass(frozen=True)
@@ -162,6 +188,7 @@ class Command:
 
     action: Annotated[
         Annotated[Build, tyro.conf.subcommand("build", prefix_name=False)]
+        | Annotated[Import, tyro.conf.subcommand("import", prefix_name=False)]
         | Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)]
         | Annotated[Show, tyro.conf.subcommand("show", prefix_name=False)],
         tyro.conf.arg(name=""),

@@ -5,10 +5,13 @@ Tensors are asked for by name and shape; what is missing, misshapen or left over
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from monosemy.artefact import disk_error
 from monosemy.errors import UserError, reason
 
 _SHOWN = 12
@@ -97,24 +101,48 @@ def read_safetensors(path: Path) -> Tensors:
         raise _damaged(path, error) from error
 
 
-def read_pt(path: Path) -> Any:
+def read_pt(path: Path, *, mapped: bool = False) -> Any:
     """Return what `torch.save` wrote, as long as it is tensors and plain values.
+
+    `mapped` leaves tensors on the disk until they are used, where files are younger than 2020.
 
     Raises:
         UserError: no such file, a damaged one, or one that would run code when read in full.
     """
-    return _pt(path, mmap=False)
-
-
-def _pt(path: Path, *, mmap: bool) -> Any:
     _check_there(path)
     try:
-        return _load_pt(path, mmap=mmap)
+        return _load_pt(path, mmap=mapped and _is_zip(path))
     except Exception as error:  # what is read of damaged bytes may raise anything
         if _REFUSED.search(str(error)):
             raise _would_run(path, _REFUSED_NAME.search(str(error))) from error
         what = str(error).rpartition("WeightsUnpickler error: ")[2]  # PyTorch's advice before it
         raise _damaged(path, ValueError(what) if what else error) from error
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a draft folder to write into, and move it to its place when the block ends.
+
+    Raises:
+        UserError: its place is taken, or the disk refuses; nothing is written then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"`{folder}` exists and is not empty", "choose another with --out")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        draft.replace(folder)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_npz(path: Path) -> Tensors:
@@ -144,7 +172,7 @@ def check_readable(path: Path) -> None:
     if not path.is_file():
         return
     if path.suffix in (".pt", ".pth"):
-        _pt(path, mmap=_is_zip(path))
+        read_pt(path, mapped=True)
     elif path.suffix == ".npz":
         read_npz(path)
     elif path.suffix == ".safetensors":

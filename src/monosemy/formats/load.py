@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
-from monosemy.artefact import MANIFEST, disk_error
+from monosemy.artefact import MANIFEST
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError, nearest
 from monosemy.formats import (
@@ -23,7 +21,7 @@ from monosemy.formats import (
     saelens,
     sparsify,
 )
-from monosemy.formats.files import check_readable
+from monosemy.formats.files import check_readable, new_folder
 from monosemy.formats.format import Format, Given, as_dictionary
 from monosemy.formats.hub import find_on_hub
 
@@ -137,24 +135,8 @@ def export(dictionary: Dictionary, to: str, folder: str | Path) -> list[str]:
     found, folder = _named(to), Path(folder)
     if found.write is None:
         raise UserError(f"{found.title} is read, not written", f"allowed: {_writable()}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"`{folder}` exists and is not empty", "choose another with --out")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    try:
-        lost = found.write(dictionary, draft)
-        draft.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        draft.replace(folder)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return lost
+    with new_folder(folder) as draft:
+        return found.write(dictionary, draft)
 
 
 def _is_ours(path: Path) -> bool:
