@@ -79,7 +79,7 @@ def openai(folder: Path, activation: str = "TopK", tied: bool = False) -> Made:
             return ((x - bias) @ w_enc.T + b_enc).relu()
         normal = (x - x.mean(-1, keepdim=True)) / (spread(x) + 1e-5)
         # Their features are of the normalised token; ours are in units of x.
-        return largest((normal - bias) @ w_enc.T + b_enc) * (spread(x) + 1e-5)
+        return largest((normal - bias) @ w_enc.T + b_enc) * spread(x)
 
     def decode(z: Tensor, x: Tensor) -> Tensor:
         if activation == "ReLU":
