@@ -21,6 +21,7 @@ from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.fingerprint import Change, Figures, Fingerprint, measure, tokenise
 from monosemy.errors import UserError
 from monosemy.lm import LM, HookPoint
+from monosemy.lm.hooks import INPUT
 
 _AT_ONCE = 32
 """Hook points captured in one forward pass when many are tried."""
@@ -235,7 +236,9 @@ class _Examination:
         transcoder every part of a block: what it encodes is often the norm before an MLP.
         """
         own = self.dictionary
-        points = self.lm.hookpoints()
+        # What a module reads is mostly what the norm before it gives: of the two, one is tried.
+        of_inputs = own.hookpoint.endswith(INPUT)
+        points = [p for p in self.lm.hookpoints() if of_inputs or not p.name.endswith(INPUT)]
         if own.is_transcoder:
             points += [p for p in self.lm.hookpoints(all=True) if _PART_OF_BLOCK.fullmatch(p.name)]
         for name in (own.hookpoint, own.explains):
