@@ -11,6 +11,7 @@ from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.fingerprint import Figures
 from monosemy.errors import UserError
 from monosemy.lm import LM, HookPoint
+from monosemy.lm.hooks import INPUT
 
 _PART_OF_BLOCK = re.compile(r"layers\.\d+\.[^.]+")
 
@@ -50,7 +51,9 @@ def likely_hookpoints(dictionary: Dictionary, lm: LM, width: int) -> list[str]:
     The standard ones, those called as the dictionary's own in other layers, and for a transcoder
     every part of a block: what it encodes is often the norm before an MLP.
     """
-    points = lm.hookpoints()
+    # What a module reads is mostly what the norm before it gives: of the two, one is tried.
+    of_inputs = dictionary.hookpoint.endswith(INPUT)
+    points = [p for p in lm.hookpoints() if of_inputs or not p.name.endswith(INPUT)]
     if dictionary.is_transcoder:
         points += [p for p in lm.hookpoints(all=True) if _PART_OF_BLOCK.fullmatch(p.name)]
     for name in (dictionary.hookpoint, dictionary.explains):

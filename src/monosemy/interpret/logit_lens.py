@@ -22,6 +22,7 @@ from torch import Tensor
 
 from monosemy.coders import Dictionary
 from monosemy.lm import LM, Unembedding
+from monosemy.lm.hooks import INPUT
 from monosemy.metrics.moments import Moments, moments
 
 _ENTRIES_AT_ONCE = 2**24
@@ -146,8 +147,11 @@ def in_stream(lm: LM, name: str) -> bool:
     do); those are that either of them writes, and norms.
     """
     point = lm.hookpoint(name)
-    inside = point.name.startswith("layers.") and point.name.count(".") > 2
-    standard = {p.path: p.width for p in lm.hookpoints()}
+    module = point.name.removesuffix(INPUT)
+    if module != point.name and not module.startswith("layers."):
+        return False  # what a head reads has been through the final norm
+    inside = module.startswith("layers.") and module.count(".") > 2
+    standard = {p.path: p.width for p in lm.hookpoints() if not p.name.endswith(INPUT)}
     width = next(iter(standard.values()), None)
     return point.width == width and (point.path in standard or not inside)
 

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from monosemy.errors import UserError, nearest
+from monosemy.lm.hooks import INPUT, STREAM
 
 # Below, names that `transformers` gives to the same part in different families, best first.
 _ATTENTION = ("attention.output.dense", "self_attn", "attn", "attention", "self_attention")
 _MLP = ("output.dense", "mlp", "block_sparse_moe", "moe", "feed_forward", "ffn")
+# The whole of it, where the above is the last part.
+_ATTENTION_READER = ("attention.self", *_ATTENTION[1:])
+_MLP_READER = ("intermediate", *_MLP[1:])
 _EMBEDDING_SUM = ("drop", "emb_drop", "emb_dropout", "word_embeddings_layernorm", "embeddings")
 _FINAL_NORM = (
     *("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "layernorm", "layer_norm"),
@@ -25,6 +30,14 @@ _WRITE_NORMS = (
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
 )
 _OUTPUT_PROJECTION = ("dense", "dense_4h_to_h", "out_proj", "down_proj")
+# What reads attention's heads, or the MLP's neurons, and writes what the block adds.
+_HEADS_PROJECTION = ("o_proj", "c_proj", "out_proj", "dense", "out_lin")
+_NEURONS_PROJECTION = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "lin2")
+# The norm that reads the residual stream between attention and MLP.
+_MIDDLE_NORM = (
+    *("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "norm_2"),
+    *("layernorm_after", "attention.output.LayerNorm"),
+)
 _POSITION_EMBEDDING = ("wpe", "embed_positions", "position_embedding", "position_embeddings")
 
 
@@ -33,9 +46,13 @@ class HookPoint:
     """A named place where activations [batch, time, width] are read or written."""
 
     name: str
-    """`embed`, `layers.8`, `layers.8.attn`, `layers.8.mlp`, `final_norm`, or a module path."""
+    """`embed`, `layers.8`, `layers.8.attn`, `layers.8.mlp`, `final_norm`, or a module path; of what
+    a module reads, with `.input` behind it; `layers.8.mid` is the residual stream between attention
+    and MLP."""
     path: str
-    """The module whose output it is, as `model.get_submodule` takes it."""
+    """The module whose output it is, as `model.get_submodule` takes it; with `.input` behind it
+    where it is what the module reads, and `.stream` where an edit reaches, beside the module, what
+    the block adds its output to."""
     width: int
     aliases: tuple[str, ...] = ()
     """What TransformerLens, sparsify and `transformers` call the same place."""
@@ -54,6 +71,8 @@ class Layout:
     bare_prefix: str
     """What the family puts before paths when a head is on top (`transformer.`, `model.`)."""
     width: int
+    is_parallel: bool
+    """Attention and MLP read the same residual stream: nothing is between them."""
     hookpoints: list[HookPoint] = field(default_factory=list)
 
     def resolve(self, name: str) -> HookPoint | str:
@@ -74,6 +93,9 @@ class Layout:
                 return by_path[path]
             if path in self.modules:
                 return path
+        module = self._module(name.removesuffix(INPUT)) if name.endswith(INPUT) else None
+        if module is not None:
+            return by_path.get(f"{module}{INPUT}", f"{module}{INPUT}")
         known = [*by_name, *by_alias, *(self.name_of(path) for path in self.modules)]
         hint = nearest(name, known)
         blocks = f"the blocks are layers.0 to layers.{self.n_layers - 1}; " if self.n_layers else ""
@@ -93,10 +115,16 @@ class Layout:
         """
         if self.blocks and path.startswith(f"{self.blocks}."):
             return int(path.removeprefix(f"{self.blocks}.").split(".")[0])
-        point = next((p for p in self.hookpoints if p.path == path), None)
+        point = next((p for p in self.hookpoints if p.path == path.removesuffix(INPUT)), None)
         if point is None:
             return None
         return self.n_layers if point.name == "final_norm" else -1
+
+    def _module(self, name: str) -> str | None:
+        """Return the path of the module that a hook point's name or a path means, if any."""
+        point = next((p for p in self.hookpoints if p.name == name), None)
+        paths = [point.path] if point else self._paths(name)
+        return next((path for path in paths if path in self.modules), None)
 
     def _paths(self, name: str) -> Iterable[str]:
         """Yield the module paths that `name` may mean, the likeliest first."""
@@ -128,6 +156,7 @@ def find_layout(model: nn.Module, core: PreTrainedModel) -> Layout:
         token_embedding=token_embedding,
         bare_prefix=f"{core.base_model_prefix}.",
         width=getattr(config, "hidden_size", 0),
+        is_parallel=getattr(config, "use_parallel_residual", False),
     )
     layout.hookpoints = list(_standard_hookpoints(layout))
     return layout
@@ -183,26 +212,90 @@ def _embedding_hookpoints(layout: Layout) -> Iterable[HookPoint]:
     if entry == tokens:
         aliases = ("hook_embed", *aliases)
     yield HookPoint("embed", entry, layout.width, (*aliases, *_suffixes(layout, entry, "embed")))
+    if not is_whole:
+        first = f"{layout.blocks}.0{INPUT}"
+        yield HookPoint(f"layers.0{INPUT}", first, layout.width, ("blocks.0.hook_resid_pre",))
     if tokens and entry != tokens and isinstance(layout.modules[tokens], nn.Embedding):
         yield HookPoint(tokens, tokens, layout.width, ("hook_embed",))
 
 
 def _block_hookpoints(layout: Layout, index: int) -> Iterable[HookPoint]:
     path, name = f"{layout.blocks}.{index}", f"layers.{index}"
-    attention = _writer(layout, path, _ATTENTION)
-    mlp = _writer(layout, path, _MLP)
     norms = next((n for n in _WRITE_NORMS if f"{path}.{n[1]}" in layout.modules), ("", ""))
-    for short, part, norm in (("attn", attention, norms[0]), ("mlp", mlp, norms[1])):
-        if not part:
-            continue
-        # TransformerLens reads what is added to the residual stream: after the norm, if any.
-        theirs = (f"blocks.{index}.hook_{short}_out",)
-        own = _suffixes(layout, part, f"{name}.{short}")
-        aliases = own if norm else (*theirs, *own)
-        yield HookPoint(f"{name}.{short}", part, layout.width, aliases)
-        if norm:
-            yield HookPoint(f"{name}.{norm}", f"{path}.{norm}", layout.width, theirs)
+    yield from _attention_hookpoints(layout, index, norms[0])
+    yield from _mlp_hookpoints(layout, index, norms[1])
     yield HookPoint(name, path, layout.width, _residual_aliases(layout, index))
+
+
+def _attention_hookpoints(layout: Layout, index: int, norm: str) -> Iterable[HookPoint]:
+    block = f"{layout.blocks}.{index}"
+    reader, writer = _first(layout, block, _ATTENTION_READER), _writer(layout, block, _ATTENTION)
+    if not writer:
+        return
+    yield _input(layout, f"layers.{index}.attn{INPUT}", reader, layout.width)
+    yield from _projection(layout, writer, _HEADS_PROJECTION, f"blocks.{index}.attn.hook_z")
+    yield from _written(layout, index, "attn", writer, norm)
+
+
+def _mlp_hookpoints(layout: Layout, index: int, norm: str) -> Iterable[HookPoint]:
+    block, name = f"{layout.blocks}.{index}", f"layers.{index}"
+    reader, writer = _first(layout, block, _MLP_READER), _writer(layout, block, _MLP)
+    if not writer:
+        return
+    middle = _middle(layout, block, reader)
+    if middle:
+        yield HookPoint(f"{name}.mid", middle, layout.width, (f"blocks.{index}.hook_resid_mid",))
+    yield _input(layout, f"{name}.mlp{INPUT}", reader, layout.width)
+    yield from _projection(layout, writer, _NEURONS_PROJECTION, f"blocks.{index}.mlp.hook_post")
+    yield from _written(layout, index, "mlp", writer, norm)
+
+
+def _written(layout: Layout, index: int, short: str, writer: str, norm: str) -> Iterable[HookPoint]:
+    """Yield what attention or MLP gives, and what of it is added to the residual stream."""
+    name = f"layers.{index}.{short}"
+    # TransformerLens reads what is added to the residual stream: after the norm, if any.
+    theirs = (f"blocks.{index}.hook_{short}_out",)
+    own = _suffixes(layout, writer, name)
+    yield HookPoint(name, writer, layout.width, own if norm else (*theirs, *own))
+    if norm:
+        path = f"{layout.blocks}.{index}.{norm}"
+        yield HookPoint(f"layers.{index}.{norm}", path, layout.width, theirs)
+
+
+def _input(
+    layout: Layout, name: str, module: str, width: int, theirs: tuple[str, ...] = ()
+) -> HookPoint:
+    path = f"{module}{INPUT}"
+    return HookPoint(name, path, width, (*theirs, *_suffixes(layout, path, name)))
+
+
+def _projection(
+    layout: Layout, writer: str, names: Iterable[str], theirs: str
+) -> Iterable[HookPoint]:
+    """Yield what a part's last projection reads, if the part has one (experts have many)."""
+    path = _first(layout, writer, names) or writer
+    width = _input_width(layout.modules[path])
+    if width is not None:
+        yield _input(layout, f"{layout.name_of(path)}{INPUT}", path, width, (theirs,))
+
+
+def _input_width(module: nn.Module) -> int | None:
+    """Return how wide the input of a linear map is; None of another module."""
+    width = getattr(module, "in_features", None)
+    return module.weight.shape[0] if isinstance(module, Conv1D) else width
+
+
+def _middle(layout: Layout, block: str, reader: str) -> str:
+    """Return where the residual stream between attention and MLP is read, or nothing."""
+    if layout.is_parallel:
+        return ""
+    norms_before, norms_after = (
+        f"{block}.{when}_feedforward_layernorm" in layout.modules for when in ("pre", "post")
+    )
+    if norms_after and not norms_before:
+        return f"{reader}{STREAM}"  # nothing is between (OLMo 2)
+    norm = _first(layout, block, _MIDDLE_NORM)
+    return f"{norm}{STREAM}" if norm else ""
 
 
 def _residual_aliases(layout: Layout, index: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Plain module hooks: read an output, replace an output, stop a forward pass."""
+"""Plain module hooks: read or replace an output or input, stop a forward pass."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from monosemy.errors import UserError
 
@@ -18,6 +19,15 @@ Edit = Callable[[Float[Tensor, "batch time d"], Int[Tensor, "batch time"] | None
 
 With a key-value cache these are the new tokens only. The ids are None where the model was given
 none: images, or embeddings.
+"""
+
+INPUT = ".input"
+"""Behind a module's path: what the module reads."""
+STREAM = ".stream"
+"""Behind a module's path: the residual stream, where that module reads it.
+
+An edit of the module's input would change what the module makes of it and leave the stream as it
+is; this one is written into the tensor that both are.
 """
 
 PromptLength = int | Int[Tensor, " batch"]
@@ -104,27 +114,79 @@ def replace(output: Any, activations: Tensor) -> Any:
     return type(output)((activations, *output[1:]))
 
 
+def hook_at(
+    model: nn.Module,
+    path: str,
+    act: Callable[[Tensor | None], Tensor | None],
+    *,
+    first: bool = False,
+) -> RemovableHandle:
+    """Call `act` with the activations at a place whenever a forward pass comes there.
+
+    Args:
+        model: where `path` leads from.
+        path: of a module, for its output; with `INPUT` or `STREAM` behind it for what it reads.
+        act: given the activations, or None where there are none; what it returns, if anything,
+            takes their place.
+        first: before other hooks.
+    """
+    side = _side(model, path)
+    module = model.get_submodule(path.removesuffix(side))
+
+    def after(module: nn.Module, args: tuple, output: Any) -> Any:
+        made = act(read(output))
+        return None if made is None else replace(output, made)
+
+    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        is_first = bool(args) and isinstance(args[0], Tensor)
+        name = "" if is_first else _tensor_keyword(kwargs)
+        given = args[0] if is_first else kwargs.get(name)
+        made = act(given)
+        if given is None or made is None or made is given:
+            return None
+        if side == STREAM:
+            given.copy_(made)
+            return None
+        return ((made, *args[1:]), kwargs) if is_first else (args, {**kwargs, name: made})
+
+    if side:
+        return module.register_forward_pre_hook(before, prepend=first, with_kwargs=True)
+    return module.register_forward_hook(after, prepend=first)
+
+
+def _side(model: nn.Module, path: str) -> str:
+    """Return `INPUT` or `STREAM` where a path means one, or nothing: a module may be called so."""
+    side = next((side for side in (INPUT, STREAM) if path.endswith(side)), "")
+    parent, _, name = path.rpartition(".")
+    return side if side and name not in model.get_submodule(parent)._modules else ""
+
+
+def _tensor_keyword(kwargs: Mapping[str, Any]) -> str:
+    """Return which keyword a module's activations come under, or nothing."""
+    tensors = [name for name, value in kwargs.items() if isinstance(value, Tensor)]
+    return "hidden_states" if "hidden_states" in tensors else next(iter(tensors), "")
+
+
 def run_and_read(
     model: nn.Module, inputs: Mapping[str, Any], paths: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Run `model` until every module in `paths` has run; return each one's first activations.
+    """Run `model` until every place in `paths` was passed; return each one's first activations.
 
     Raises:
-        UserError: a module did not run in this forward pass, or returned no tensor.
+        UserError: a module did not run in this forward pass, or has no tensor there.
     """
     found: dict[str, Tensor] = {}
 
-    def reader(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
-            activations = read(output)
+    def reader(path: str) -> Callable[[Tensor | None], None]:
+        def act(activations: Tensor | None) -> None:
             if activations is not None and path not in found:
                 found[path] = activations.clone()  # later code may change it in place (Falcon)
             if len(found) == len(paths):
                 raise _EverythingRead
 
-        return hook
+        return act
 
-    handles = [model.get_submodule(p).register_forward_hook(reader(p)) for p in paths]
+    handles = [hook_at(model, path, reader(path)) for path in paths]
     try:
         model(**inputs)
     except _EverythingRead:
@@ -135,14 +197,14 @@ def run_and_read(
     missing = [path for path in paths if path not in found]
     if missing:
         raise UserError(
-            f"nothing to capture at `{missing[0]}`: the module did not run, or returns no tensor",
+            f"nothing to capture at `{missing[0]}`: the module did not run, or has no tensor there",
             "list what can be captured with lm.hookpoints(all=True)",
         )
     return found
 
 
 class Editor:
-    """The edits in force on one model: at most one hook a module, none when there is no edit."""
+    """The edits in force on one model: at most one hook a place, none when there is no edit."""
 
     def __init__(self, model: nn.Module, outermost: nn.Module) -> None:
         """Edit modules of `model`; `outermost` is the part whose forward call takes the tokens."""
@@ -155,15 +217,14 @@ class Editor:
 
     @contextmanager
     def editing(self, path: str, edit: Edit) -> Iterator[None]:
-        """Apply `edit` to the module at `path`, after the edits already in force there."""
+        """Apply `edit` at `path`, as `hook_at` takes it, after the edits in force there."""
         edits = self._edits.setdefault(path, [])
         edits.append(edit)
         handle = None
         if len(edits) == 1:
             # First in line, so that whatever else reads this output (`output_hidden_states`,
             # a capture) reads it edited.
-            module = self._model.get_submodule(path)
-            handle = module.register_forward_hook(self._hook(path), prepend=True)
+            handle = hook_at(self._model, path, self._all_edits(path), first=True)
         try:
             yield
         finally:
@@ -218,20 +279,19 @@ class Editor:
         finally:
             self.prompt = known
 
-    def _hook(self, path: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple, output: Any) -> Any:
+    def _all_edits(self, path: str) -> Callable[[Tensor | None], Tensor | None]:
+        def act(activations: Tensor | None) -> Tensor | None:
             if self._suspended:
-                return output
-            activations = read(output)
+                return None
             if activations is None:
-                raise UserError(f"nothing to edit at `{path}`: the module returns no tensor")
+                raise UserError(f"nothing to edit at `{path}`: the module has no tensor there")
             for edit in self._edits[path]:
                 edited = edit(activations, self.call.tokens)
                 _check_shape(path, activations, edited)
                 activations = edited.to(activations.dtype)
-            return replace(output, activations)
+            return activations
 
-        return hook
+        return act
 
 
 def _held(kwargs: Mapping[str, Any]) -> int | None:
@@ -253,29 +313,31 @@ def _check_shape(path: str, before: Tensor, after: object) -> None:
 
 
 @torch.no_grad()
-def output_widths(
+def measured_widths(
     model: nn.Module, inputs: Mapping[str, Any], batch: int, last: str | None = None
 ) -> dict[str, int]:
-    """Run `model` once; return the width of every module that gives [batch, time, width].
+    """Run `model` once; return the width of every place with activations [batch, time, width].
 
-    In the order in which the modules finish; with `last`, up to that one.
+    These are outputs, and under paths with `INPUT` behind them inputs, in the order in which they
+    are there; with `last`, up to that module's output.
     """
     widths: dict[str, int] = {}
 
-    def recorder(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
-            activations = read(output)
+    def recorder(path: str) -> Callable[[Tensor | None], None]:
+        def act(activations: Tensor | None) -> None:
             if activations is not None and activations.ndim == 3 and len(activations) == batch:
                 widths.setdefault(path, activations.shape[-1])
 
-        return hook
+        return act
 
-    def stop(module: nn.Module, args: tuple, output: object) -> None:
+    def stop(activations: Tensor | None) -> None:
         raise _EverythingRead
 
-    handles = [m.register_forward_hook(recorder(p)) for p, m in model.named_modules() if p]
+    modules = [path for path, _ in model.named_modules() if path]
+    paths = [place for path in modules for place in (path, f"{path}{INPUT}")]
+    handles = [hook_at(model, path, recorder(path)) for path in paths]
     if last is not None:
-        handles.append(model.get_submodule(last).register_forward_hook(stop))
+        handles.append(hook_at(model, last, stop))
     try:
         model(**inputs)
     except _EverythingRead:

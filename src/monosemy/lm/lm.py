@@ -29,7 +29,7 @@ from monosemy.lm.hooks import (
     Edit,
     Editor,
     PromptLength,
-    output_widths,
+    measured_widths,
     run_and_read,
 )
 from monosemy.lm.load import commit_of, load_tokenizer
@@ -226,6 +226,9 @@ class LM:
     def hookpoints(self, all: bool = False) -> list[HookPoint]:
         """Return the hook points: `embed`, and per block `layers.N.attn`, `.mlp` and `layers.N`.
 
+        Those that people read from a module's input are there too, as `layers.N.mlp.input`; behind
+        the name of any module, `.input` means what it reads.
+
         Args:
             all: also return every other module whose output is [batch, time, width], in the order
                 in which they run. Costs one small forward pass, once.
@@ -234,15 +237,16 @@ class LM:
         if not all:
             return standard
         taken = {point.path for point in standard}
-        others = (path for path in self._measured_widths() if path not in taken)
+        outputs = (path for path in self._measured_widths() if path in self._layout.modules)
+        others = (path for path in outputs if path not in taken)
         return [*standard, *(self._module_hookpoint(path) for path in others)]
 
     def hookpoint(self, name: str) -> HookPoint:
         """Return the hook point that `name` means: a name, an alias or a module path.
 
         Raises:
-            UserError: unknown (the nearest names are suggested), a module whose output is not
-                [batch, time, width], or one after the last that was loaded.
+            UserError: unknown (the nearest names are suggested), a module whose output, or input,
+                is not [batch, time, width], or one after the last that was loaded.
         """
         found = self._layout.resolve(name)
         if not self._holds(found if isinstance(found, str) else found.path):
@@ -277,7 +281,7 @@ class LM:
         widths = self._measured_widths()
         if path not in widths:
             raise UserError(
-                f"`{path}` is no hook point: its output is not [batch, time, width]",
+                f"`{path}` is no hook point: it is not [batch, time, width]",
                 "list those that are with lm.hookpoints(all=True)",
             )
         name = self._layout.name_of(path)
@@ -293,7 +297,9 @@ class LM:
                 inputs = torch.zeros(batch, size, dtype=torch.long)
             last = self._last.path if self._last else None
             try:
-                self._widths = output_widths(self.model, self._arguments(inputs, None), batch, last)
+                self._widths = measured_widths(
+                    self.model, self._arguments(inputs, None), batch, last
+                )
             except RuntimeError as error:
                 if self.device.type != "meta":
                     raise
