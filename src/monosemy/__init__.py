@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from monosemy.errors import UserError
     from monosemy.evaluation import evaluate
     from monosemy.formats import export, load
+    from monosemy.formats.spliced import SplicedForCausalLM, splice
     from monosemy.index import Index
     from monosemy.intervene import FeatureEdit, steer
     from monosemy.lm import LM
@@ -33,6 +34,7 @@ _HOMES = {
     "FeatureEdit": "intervene",
     "Index": "index",
     "LM": "lm",
+    "SplicedForCausalLM": "formats.spliced",
     "Store": "activations",
     "TokenPolicy": "corpus",
     "TrainConfig": "training",
@@ -46,6 +48,7 @@ _HOMES = {
     "load": "formats",
     "open_corpus": "corpus",
     "resume": "training",
+    "splice": "formats.spliced",
     "steer": "intervene",
     "store_arrays": "activations",
     "sweep": "training",
@@ -57,6 +60,7 @@ __all__ = [
     "Dictionary",
     "FeatureEdit",
     "Index",
+    "SplicedForCausalLM",
     "Store",
     "TokenPolicy",
     "TrainConfig",
@@ -70,6 +74,7 @@ __all__ = [
     "load",
     "open_corpus",
     "resume",
+    "splice",
     "steer",
     "store_arrays",
     "sweep",

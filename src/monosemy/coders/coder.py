@@ -376,7 +376,7 @@ class SparseCoder(nn.Module, ABC):
             whiten: what inputs were multiplied by in training.
             colour: the inverse of what was explained was multiplied by.
         """
-        self._untie()
+        self.untie()
         if self.has_k:
             self.importance = torch.ones_like(self.b_enc)
         self.W_enc.copy_(self.W_enc @ whiten.to(self.W_enc).T)
@@ -404,7 +404,7 @@ class SparseCoder(nn.Module, ABC):
         target_scale = scale if target_scale is None else target_scale
         self.shift_features(scale * (self.W_enc @ mean))
         if scale != target_scale:
-            self._untie()  # its two sides now differ in scale
+            self.untie()  # its two sides now differ in scale
             self.W_enc.mul_(scale / target_scale)
         self.scale_features(self.b_enc.new_tensor(1 / target_scale))
         self.b_dec.div_(target_scale).add_(target_mean)
@@ -412,7 +412,8 @@ class SparseCoder(nn.Module, ABC):
             self.W_skip.mul_(scale / target_scale)
             self.b_dec.sub_(self.W_skip @ mean)
 
-    def _untie(self) -> None:
+    def untie(self) -> None:
+        """Give the encoder weights of its own, where it had the decoder's."""
         if self.tied:
             self.tied, encoder = False, self.W_enc.detach().clone()
             self.W_enc = nn.Parameter(encoder, requires_grad=self.W_dec.requires_grad)
