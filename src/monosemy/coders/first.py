@@ -20,6 +20,7 @@ from monosemy.activations import LiveActivations, counted_activations
 from monosemy.coders.diagnosis import Cause, Diagnosis, likely_hookpoints, place_name
 from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.fingerprint import Figures, Fingerprint, first_texts, measure, tokenise
+from monosemy.coders.gain import take_gain_back
 from monosemy.coders.provenance import Provenance
 from monosemy.corpus import Corpus, open_corpus
 from monosemy.errors import UserError
@@ -68,6 +69,8 @@ def meet(
         UserError: no or an unknown hook point, or activations of another width.
     """
     corpus = open_corpus(TEXT) if text is None else text
+    if hookpoint is None:
+        take_gain_back(dictionary, lm)
     provenance = _resolved(dictionary, lm, corpus, hookpoint)
     meeting = _Meeting(dictionary, lm, provenance, corpus)
     found = meeting.run()

@@ -88,6 +88,8 @@ def _from_lens(layer: int, hook: str, name: str, model: str) -> str:
         return f"layers.{layer}"
     if hook == "hook_resid_pre":
         return f"layers.{layer - 1}" if layer else "embed"
+    if hook == "hook_resid_mid":
+        return f"layers.{layer}.mid"
     if hook in _WRITE_NORMS and _norms_before_adding(model):
         return f"layers.{layer}.{_WRITE_NORMS[hook]}"
     if hook in ("hook_attn_out", "hook_mlp_out"):
@@ -105,6 +107,8 @@ def lens_hookpoint(name: str, model: str = "") -> str | None:
     layer, inside = found[1], found[2]
     if inside is None:
         return f"blocks.{layer}.hook_resid_post"
+    if inside == "mid":
+        return f"blocks.{layer}.hook_resid_mid"
     theirs = {norm: hook for hook, norm in _WRITE_NORMS.items()}
     if inside in theirs and _norms_before_adding(model):
         return f"blocks.{layer}.{theirs[inside]}"

@@ -57,7 +57,7 @@ class SplicedConfig(PreTrainedConfig):
         reads_at: str | None = None,
         writes_at: str | None = None,
         clamp: Mapping[str, float] | None = None,
-        error: ErrorTerm = "drop",
+        error: str = "drop",
         special_ids: list[int] | None = None,
         dictionary: Mapping[str, Any] | None = None,
         **rest: Any,
