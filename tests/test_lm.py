@@ -199,7 +199,6 @@ def test_bad_inputs_are_refused(llama: LM) -> None:
         ("gpt2", "blocks.1.hook_attn_out", "transformer.h.1.attn"),
         ("gpt2", "blocks.1.hook_mlp_out", "transformer.h.1.mlp"),
         ("gpt2", "hook_embed", "transformer.wte"),
-        ("gpt2", "ln_final.hook_normalized", "transformer.ln_f"),
         ("gpt2", "transformer.h.1", "transformer.h.1"),
         ("gpt2", "h.1", "transformer.h.1"),
         ("gpt2", "h.1.mlp.c_proj", "transformer.h.1.mlp.c_proj"),

@@ -192,12 +192,8 @@ def _standard_hookpoints(layout: Layout) -> Iterable[HookPoint]:
         yield from _block_hookpoints(layout, index)
     norm = _first_child(layout, _FINAL_NORM)
     if norm:
-        # TransformerLens reads an RMSNorm before its gain, a LayerNorm after: only this agrees.
-        same = "layernorm" in type(layout.modules[norm]).__name__.lower()
-        theirs = ("ln_final.hook_normalized",) if same else ()
-        yield HookPoint(
-            "final_norm", norm, layout.width, (*theirs, *_suffixes(layout, norm, "final_norm"))
-        )
+        # No name of TransformerLens: it reads norms before their gain.
+        yield HookPoint("final_norm", norm, layout.width, _suffixes(layout, norm, "final_norm"))
 
 
 def _embedding_hookpoints(layout: Layout) -> Iterable[HookPoint]:
