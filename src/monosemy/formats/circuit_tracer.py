@@ -1,7 +1,7 @@
 """circuit-tracer's transcoders: `config.yaml`, and `layer_N.safetensors` for each layer.
 
-A layer's file is one transcoder, ReLU, or JumpReLU where there are thresholds; the folder lists
-them. Older folders have Weights & Biases' configuration in place of, or beside, `config.yaml`.
+A layer's file is one transcoder: ReLU, JumpReLU where there are thresholds, TopK where the
+configuration says so. Older folders have Weights & Biases' configuration in place of, or beside, `config.yaml`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ from typing import Any
 
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError
-from monosemy.formats.files import read_safetensors, read_yaml, tensor_shapes
+from monosemy.formats.files import (
+    Tensors,
+    needed_count,
+    read_safetensors,
+    read_yaml,
+    tensor_shapes,
+    text,
+)
 from monosemy.formats.format import (
+    UNKNOWN,
     Content,
     Format,
     Given,
@@ -62,22 +71,46 @@ def read(path: Path, given: Given) -> Content:
     }
     if "W_skip" in file:
         tensors["W_skip"] = file.take("W_skip", (d_out, tensors["W_enc"].shape[1]))
-    architecture = "relu"
-    if _THRESHOLD in file:
-        architecture = "jumprelu"
-        tensors["log_threshold"] = log_threshold(file.take(_THRESHOLD, (width,)))
-    file.done()
     settings = _settings(path.parent)
-    layer = path.stem.removeprefix("layer_")
-    model = hub_model(str(settings["model_name"])) if settings.get("model_name") else None
+    architecture, options, notes = _activation(file, tensors, settings, given)
+    file.done()
+    layer, said = path.stem.removeprefix("layer_"), path.parent / SETTINGS
+    model = hub_model(text(settings, "model_name", said) or "") or None
+    hooks = [text(settings, f"feature_{side}_hook", said) for side in ("input", "output")]
+    if None in hooks:
+        notes.append(f"`{SETTINGS}` beside it does not say where in the model it belongs")
     return Content(
-        coder=coder_from(architecture, tensors),
+        coder=coder_from(architecture, tensors, given.scale, **options),
         model=model,
-        hookpoint=_place(settings.get("feature_input_hook"), layer, model or ""),
-        target=_place(settings.get("feature_output_hook"), layer, model or ""),
+        hookpoint=_place(hooks[0], layer, model or ""),
+        target=_place(hooks[1], layer, model or "") or UNKNOWN,
         settings=settings,
-        notes=[] if settings else [f"no `{SETTINGS}` beside it: model and hook points not known"],
+        notes=notes,
     )
+
+
+def _activation(
+    file: Tensors, tensors: dict[str, Tensor], settings: dict[str, Any], given: Given
+) -> tuple[str, dict[str, Any], list[str]]:
+    """Return the architecture, its options and notes; tensors get the thresholds.
+
+    What the configuration calls `activation` decides, and thresholds where it says nothing.
+    """
+    width, said = len(tensors["b_enc"]), settings.get("activation")
+    options: dict[str, Any] = {}
+    if said not in ("relu", "topk", "jumprelu", None):
+        raise UserError(
+            f"`{file.path.parent / SETTINGS}` has activation {said!r}",
+            "allowed: relu, jumprelu, topk",
+        )
+    if said == "topk" or (said is None and "k" in file):
+        saved = int(file.take("k", ())) if "k" in file else None
+        k = given.k or saved or needed_count(settings, "k", file.path.parent / SETTINGS)
+        return "topk", {"k": k}, ["of the k largest, those below 0 fire there and not here"]
+    if said == "jumprelu" or (said is None and _THRESHOLD in file):
+        tensors["log_threshold"] = log_threshold(file.take(_THRESHOLD, (width,)))
+        return "jumprelu", options, []
+    return "relu", options, []
 
 
 def _settings(folder: Path) -> dict[str, Any]:

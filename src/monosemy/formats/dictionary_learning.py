@@ -34,7 +34,7 @@ from monosemy.formats.format import (
     Given,
     coder_from,
     plain,
-    scale_input,
+    log_threshold,
     subtract_first,
 )
 from monosemy.formats.names import hub_model, is_hookpoint, our_hookpoint
@@ -42,7 +42,6 @@ from monosemy.formats.names import hub_model, is_hookpoint, our_hookpoint
 WEIGHTS, SETTINGS = "ae.pt", "config.json"
 HUB_WEIGHTS = "model.safetensors"
 """Of crosscoders on the Hub."""
-_TINY = torch.finfo(torch.float32).tiny
 _THRESHOLD_STEPS = "1,000"
 """Steps of training before which its trainers set no threshold, unless told otherwise."""
 
@@ -145,8 +144,9 @@ def _gated(file: _File) -> Parts:
 
 def _jumprelu(file: _File) -> Parts:
     weights = _parameters(file)
-    threshold = file.tensors.take("threshold", weights["b_enc"].shape)
-    weights["log_threshold"] = threshold.clamp_min(_TINY).log()  # only what is above 0 fires
+    weights["log_threshold"] = log_threshold(
+        file.tensors.take("threshold", weights["b_enc"].shape)
+    )
     return "jumprelu", weights, {}
 
 
@@ -289,12 +289,10 @@ def read(path: Path, given: Given) -> Content:
         file.notes.append(f"no `{SETTINGS}` beside it: model and hook point are not known")
     architecture, parts, options = CLASSES[_class_of(file)].read(file)
     tensors.done()
-    if given.scale is not None:
-        scale_input(parts, given.scale)
     hookpoint, target = _places(trainer, buffer, file.notes)
     model = trainer.get("lm_name")
     return Content(
-        coder=coder_from(architecture, parts, **options),
+        coder=coder_from(architecture, parts, given.scale, **options),
         model=hub_model(model) if isinstance(model, str) else None,
         hookpoint=hookpoint,
         target=target,

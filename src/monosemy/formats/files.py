@@ -34,9 +34,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not JSON, or not an object.
     """
-    text = _text(path)
+    content = _text(path)
     try:
-        return _object(path, json.loads(text))
+        return _object(path, json.loads(content))
     except (ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not valid JSON: {error}", "copy it again") from error
 
@@ -47,9 +47,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, or not a mapping.
     """
-    text = _text(path)
+    content = _text(path)
     try:
-        return _object(path, yaml.load(text, Loader=_PlainLoader))
+        return _object(path, yaml.load(content, Loader=_PlainLoader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not valid YAML: {reason(error)}", "copy it again") from error
 
@@ -282,6 +282,18 @@ def needed(settings: Mapping[str, Any], name: str, path: Path) -> Any:
     if settings.get(name) is None:
         raise UserError(f"`{path}` does not say `{name}`", f"it says {_list(settings)}")
     return settings[name]
+
+
+def text(settings: Mapping[str, Any], name: str, path: Path) -> str | None:
+    """Return a field of a configuration that is text; None where it is missing or empty.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = settings.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"`{name}` of `{path}` is {value!r}", "text was expected")
+    return value or None
 
 
 def needed_count(settings: Mapping[str, Any], name: str, path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,28 @@ class Given:
     """What activations are to be multiplied by, where that was not folded into the weights."""
     centred: bool | None = None
     """Whether activations are those of a model whose writing weights were centred."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be.
+
+        Raises:
+            UserError: k is below 1, or the scale not above 0 or not finite.
+        """
+        if self.k is not None and self.k < 1:
+            raise UserError(f"k is {self.k}", "it must be 1 or more")
+        if self.scale is not None:
+            check_scale(self.scale)
+
+
+def check_scale(scale: float) -> float:
+    """Check what activations are to be multiplied by.
+
+    Raises:
+        UserError: it is not above 0, or not finite.
+    """
+    if not 0 < scale < math.inf:
+        raise UserError(f"the scale of activations is {scale}", "it must be above 0, and finite")
+    return scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +102,17 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
     """Return what was read as a dictionary that has yet to be attached to its model.
 
     Until then it has no fingerprint, and no strengths: features' scale is not known.
+
+    Raises:
+        UserError: what is given makes no sense of such a dictionary.
     """
+    coder, target = content.coder, given.target or content.target
+    if target is None and (coder.d_out != coder.d_in or coder.W_skip is not None):
+        target = UNKNOWN
+    if given.k is not None and not coder.has_k:
+        raise UserError(f"k {given.k} is given, but `{coder.architecture}` has no k", "drop it")
+    if given.centred:
+        _centre(coder, is_transcoder=target is not None)
     imported = {
         "source": source,
         "format": format_name,
@@ -89,15 +122,12 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
     provenance = Provenance(
         model=given.model or content.model or UNKNOWN,
         hookpoint=given.hookpoint or content.hookpoint or UNKNOWN,
-        target=given.target or content.target,
+        target=target,
         context=content.context or CONTEXT,
         policy=content.policy,
         corpus=content.corpus,
         training={"imported": imported},
     )
-    coder = content.coder
-    if given.centred and not coder.normalise:
-        coder.normalise = "centre"
     is_transcoder = provenance.target is not None
     return Dictionary(
         coder,
@@ -111,16 +141,40 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
     )
 
 
+def _centre(coder: SparseCoder, *, is_transcoder: bool) -> None:
+    """Let a coder take each token's mean away; what divides by the spread does that already."""
+    if is_transcoder or coder.normalise == "rms":
+        what = "a transcoder" if is_transcoder else "what divides by each token's root mean square"
+        raise UserError(
+            f"{what} cannot be made one of centred activations",
+            "drop --centred: its output would have another mean than its input",
+        )
+    coder.normalise = coder.normalise or "centre"
+
+
 @torch.no_grad()
-def coder_from(architecture: str, tensors: dict[str, Tensor], **options: Any) -> SparseCoder:
+def coder_from(
+    architecture: str, tensors: dict[str, Tensor], scale: float | None = None, **options: Any
+) -> SparseCoder:
     """Return a coder with given weights.
 
     Args:
         architecture: one of `ARCHITECTURES`.
         tensors: its state: `W_enc` [width, d_in], `W_dec` [width, d_out], `b_enc` [width], `b_dec`
             [d_out], and what the architecture has beside them. Missing biases are 0.
+        scale: what activations were multiplied by; folded, see `scale_input`.
         options: the architecture's.
+
+    Raises:
+        UserError: a scale of activations that each token's own spread divides anyway.
     """
+    if scale is not None:
+        if options.get("normalise"):
+            raise UserError(
+                f"a scale of {scale:g} is given, but each token is normalised by itself", "drop it"
+            )
+        tensors = dict(tensors)
+        scale_input(tensors, scale)
     width, d_in = tensors["W_enc"].shape
     d_out = tensors["W_dec"].shape[1]
     coder = make_coder(
@@ -150,10 +204,9 @@ def scale_input(tensors: dict[str, Tensor], scale: float) -> None:
     A dictionary of x * scale becomes the dictionary of x whose features fire as they did: inputs
     are multiplied by it, outputs divided.
     """
-    if not scale > 0:
-        raise UserError(f"the scale of activations is {scale}", "it must be above 0")
+    check_scale(scale)
     tensors["W_enc"] = tensors["W_enc"] * scale
-    for name in ("W_dec", "b_dec"):
+    for name in {"W_dec", "b_dec"} & tensors.keys():
         tensors[name] = tensors[name] / scale
 
 

@@ -7,7 +7,6 @@ features, in units of activations as they are; the second `config.json`,
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from monosemy.formats.files import (
     tensor_shapes,
 )
 from monosemy.formats.format import Content, Format, Given
-from monosemy.formats.llamascopium import content_of, saved_norms, sizes
+from monosemy.formats.llamascopium import content_of, saved_norms, scales, sizes
 from monosemy.formats.names import spelled_path
 
 SETTINGS, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
@@ -97,21 +96,17 @@ def _first(
     bar = None
     if settings["act_fn"] == "jumprelu":
         # Set after scales had been folded, unlike the weights that are saved with it.
-        scale = _scale(settings, norms, given)
-        bar = torch.full(
-            (len(tensors["b_enc"]),), float(needed(settings, "jump_relu_threshold", path)) * scale
-        )
+        threshold = needed(settings, "jump_relu_threshold", path)
+        if not isinstance(threshold, int | float):
+            raise UserError(
+                f"`jump_relu_threshold` of `{path}` is {threshold!r}", "a number was expected"
+            )
+        needed(settings, "hook_point_in", path)
+        scale, _ = scales(settings, path, norms, given)
+        bar = torch.full((len(tensors["b_enc"]),), threshold * scale)
         # JumpReLU of this version looks at no norms, whatever the configuration says.
         settings = {**settings, "sparsity_include_decoder_norm": False}
     return content_of(settings, path, tensors, bar, norms, given)
-
-
-def _scale(settings: dict[str, Any], norms: dict[str, float], given: Given) -> float:
-    if settings.get("norm_activation", "dataset-wise") != "dataset-wise":
-        return 1.0
-    if given.scale is not None:
-        return given.scale
-    return math.sqrt(settings["d_model"]) / norms["in"] if norms.get("in") else 1.0
 
 
 def _bar(settings: dict[str, Any], file: Tensors, width: int) -> Tensor | None:

@@ -29,8 +29,10 @@ from monosemy.formats.files import (
     read_safetensors,
     tensor_shapes,
     tensors_of,
+    text,
 )
 from monosemy.formats.format import (
+    UNKNOWN,
     Content,
     Format,
     Given,
@@ -113,13 +115,14 @@ def content_of(
     """
     if settings.get("use_glu_encoder"):
         raise UserError(f"`{path}` has a gated linear encoder", "it is not among our architectures")
-    hook_in = needed(settings, "hook_point_in", path)
-    hook_out = settings.get("hook_point_out") or hook_in
+    needed(settings, "hook_point_in", path)
+    hook_in = text(settings, "hook_point_in", path) or UNKNOWN
+    hook_out = text(settings, "hook_point_out", path) or hook_in
     lengths = tensors["W_dec"].norm(dim=1)
     by_norm = bool(settings.get("sparsity_include_decoder_norm", True))
     if settings.get("use_decoder_bias", True) and settings.get("apply_decoder_bias_to_pre_encoder"):
         subtract_first(tensors, tensors["b_dec"])
-    for_input, for_output = _scales(settings, path, norms, (hook_in, hook_out), given)
+    for_input, for_output = scales(settings, path, norms, given)
     tensors["W_enc"] = tensors["W_enc"] * for_input
     for name in {"W_dec", "b_dec"} & tensors.keys():
         tensors[name] = tensors[name] / for_output
@@ -153,7 +156,7 @@ def sizes(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
     if settings.get("d_sae"):
         return d, needed_count(settings, "d_sae", path)
     factor = needed(settings, "expansion_factor", path)
-    if not isinstance(factor, int | float) or factor <= 0:
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
         raise UserError(f"`expansion_factor` of `{path}` is {factor!r}", "it must be above 0")
     return d, round(d * factor)
 
@@ -164,16 +167,25 @@ def saved_norms(file: Tensors) -> dict[str, float]:
     return {name.removeprefix(NORM): float(file.take(name, ())) for name in names}
 
 
-def _scales(
+def scales(
     settings: Mapping[str, Any],
     path: Path,
     norms: Mapping[str, float],
-    hooks: tuple[str, str],
     given: Given,
 ) -> tuple[float, float]:
-    """Return what input and output were multiplied by in training."""
+    """Return what input and output were multiplied by in training.
+
+    Raises:
+        UserError: their mean norms are not known, or are none, or each token had its own.
+    """
+    hook_in = settings["hook_point_in"]
+    hooks = (hook_in, settings.get("hook_point_out") or hook_in)
     how = settings.get("norm_activation", "dataset-wise")
     if how == "inference":
+        if given.scale is not None:
+            raise UserError(
+                f"a scale of {given.scale:g} is given, but `{path}` says that it is folded", "drop it"
+            )
         return 1.0, 1.0
     if how != "dataset-wise":
         raise UserError(
