@@ -430,3 +430,17 @@ def test_a_dictionary_survives_the_way_through_both_formats(tmp_path: Path) -> N
     after = monosemy.load(tmp_path / "b")
     assert_close(after.encode(x), before.encode(x), rtol=1e-5, atol=1e-5)
     assert (after.width, after.hookpoint) == (BUILT_WIDTH, "layers.3")
+
+
+def test_a_bare_file_of_two_linear_maps_with_biases_is_read_with_what_is_given(
+    tmp_path: Path,
+) -> None:
+    weights, x = tensors("AutoEncoderNew"), torch.randn(30, D)
+    torch.save(weights, tmp_path / "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt")
+    about = Given(model="deepseek-ai/DeepSeek-R1-Distill-Llama-8B", hookpoint="layers.19")
+    found = monosemy.load(tmp_path / "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt", given=about)
+    assert (found.provenance.model, found.hookpoint) == (about.model, "layers.19")
+    features = (x @ weights["encoder.weight"].T + weights["encoder.bias"]).relu()
+    assert_close(found.encode(x), features, atol=1e-5, rtol=1e-5)
+    out = features @ weights["decoder.weight"].T + weights["decoder.bias"]
+    assert_close(found.reconstruct(x), out, atol=1e-5, rtol=1e-4)

@@ -16,9 +16,6 @@ from monosemy.coders import make_coder
 from monosemy.errors import UserError
 from monosemy.formats import Given, export
 
-SCALED = [kind for kind in MAKERS if kind not in ("openai", "llamascopium")]
-"""What is left does not scale activations by a factor that is one of all tokens."""
-
 
 @pytest.mark.parametrize("kind", ["gemma_scope", "goodfire", "qwen_scope", "hook_z"])
 def test_a_scale_counts_where_files_say_none(kind: str, tmp_path: Path) -> None:
@@ -37,10 +34,12 @@ def test_a_scale_leaves_a_linear_path_as_it_is(kind: str, tmp_path: Path) -> Non
     assert_close(found.reconstruct(x), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama_scope", "llama_scope-r1"])
-def test_a_scale_goes_before_the_files_own_and_not_on_top_of_it(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "norm"), [("llama_scope", 4.0), ("llama_scope-r1", 2.5)])
+def test_a_scale_goes_before_the_files_own_and_not_on_top_of_it(
+    kind: str, norm: float, tmp_path: Path
+) -> None:
     made, x = MAKERS[kind](tmp_path), torch.randn(40, D)
-    own = D**0.5 / 4  # as the files say
+    own = D**0.5 / norm  # as the files say
     same = monosemy.load(made.path, given=Given(scale=own))
     assert_close(same.encode(x), monosemy.load(made.path).encode(x))
     twice = monosemy.load(made.path, given=Given(scale=2 * own))
@@ -50,6 +49,12 @@ def test_a_scale_goes_before_the_files_own_and_not_on_top_of_it(kind: str, tmp_p
 def test_a_scale_of_what_each_token_is_divided_by_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="scale of 2"):
         monosemy.load(files.openai(tmp_path).path, given=Given(scale=2.0))
+
+
+def test_a_scale_that_is_folded_already_is_refused(tmp_path: Path) -> None:
+    made = files.llamascopium(tmp_path, norm="inference")
+    with pytest.raises(UserError, match="folded"):
+        monosemy.load(made.path, given=Given(scale=2.0))
 
 
 @pytest.mark.parametrize("kind", ["openai", "qwen_scope"])

@@ -1,7 +1,8 @@
 """circuit-tracer's transcoders: `config.yaml`, and `layer_N.safetensors` for each layer.
 
 A layer's file is one transcoder: ReLU, JumpReLU where there are thresholds, TopK where the
-configuration says so. Older folders have Weights & Biases' configuration in place of, or beside, `config.yaml`.
+configuration says so. Older folders have Weights & Biases' configuration in place of, or beside,
+`config.yaml`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from monosemy.formats.files import (
     text,
 )
 from monosemy.formats.format import (
+    RELU,
+    THRESHOLDED,
     UNKNOWN,
     Content,
     Format,
     Given,
     coder_from,
+    described,
     log_threshold,
     plain,
     thresholds,
@@ -142,9 +146,9 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     bar = thresholds(coder)
     if not dictionary.is_transcoder or bar is None or coder.d_in != coder.d_out:
         raise UserError(
-            f"circuit-tracer has no `{coder.architecture}` that explains `{dictionary.explains}`, "
+            f"circuit-tracer has no {described(coder)} that explains `{dictionary.explains}`, "
             f"{coder.d_out} wide, from `{dictionary.hookpoint}`, {coder.d_in} wide",
-            "allowed: transcoders of one width: jumprelu, relu and batch_topk, not normalised",
+            f"allowed: transcoders of one width: {', '.join(THRESHOLDED)}, not normalised",
         )
     layer, reads = _hook(dictionary.hookpoint, model)
     written_at, writes = _hook(dictionary.explains, model)
@@ -154,7 +158,7 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
         )
     weights = plain(coder)
     saved = {name: t for name, t in weights.items() if name in {*_NAMES, "W_skip"}}
-    if coder.architecture != "relu":
+    if coder.architecture not in RELU:
         saved[_THRESHOLD] = bar
     save_file(saved, folder / f"layer_{layer}.safetensors")
     settings = {

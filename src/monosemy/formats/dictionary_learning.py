@@ -26,15 +26,17 @@ from monosemy.formats.files import (
     read_pt,
     tensor_shapes,
     tensors_of,
+    text,
 )
 from monosemy.formats.format import (
+    RELU,
     UNKNOWN,
     Content,
     Format,
     Given,
     coder_from,
-    plain,
     log_threshold,
+    plain,
     subtract_first,
 )
 from monosemy.formats.names import hub_model, is_hookpoint, our_hookpoint
@@ -144,9 +146,7 @@ def _gated(file: _File) -> Parts:
 
 def _jumprelu(file: _File) -> Parts:
     weights = _parameters(file)
-    weights["log_threshold"] = log_threshold(
-        file.tensors.take("threshold", weights["b_enc"].shape)
-    )
+    weights["log_threshold"] = log_threshold(file.tensors.take("threshold", weights["b_enc"].shape))
     return "jumprelu", weights, {}
 
 
@@ -320,14 +320,15 @@ def _fields(settings: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def _class_of(file: _File) -> str:
-    name, fitting = file.trainer.get("dict_class"), _classes(file.tensors.values)
+    name = text(file.trainer, "dict_class", file.settings_path)
+    fitting = _classes(file.tensors.values)
     if name is not None and name not in CLASSES:
         raise UserError(
             f"`{file.settings_path}` has dict_class `{name}`",
-            f"{nearest(str(name), CLASSES)} allowed: {', '.join(CLASSES)}".strip(),
+            f"{nearest(name, CLASSES)} allowed: {', '.join(CLASSES)}".strip(),
         )
     if name is not None:
-        return str(name)
+        return name
     if len(fitting) == 1:
         return fitting[0]
     if fitting and file.given.k is not None:
@@ -352,7 +353,9 @@ def _places(
     trainer: dict[str, Any], buffer: dict[str, Any], notes: list[str]
 ) -> tuple[str | None, str | None]:
     """Return the hook point, and a transcoder's target."""
-    layer, name, io = trainer.get("layer"), trainer.get("submodule_name"), buffer.get("io", "out")
+    layer, name, io = trainer.get("layer"), trainer.get("submodule_name"), buffer.get("io") or "out"
+    if io not in ("in", "out", "in_and_out"):
+        raise UserError(f"`io` of its configuration is {io!r}", "allowed: in, out, in_and_out")
     place = None
     if isinstance(name, str):
         place = _place(name)
@@ -361,7 +364,7 @@ def _places(
     elif isinstance(layer, int):
         place = f"layers.{layer}"
         notes.append(f"no `submodule_name`: taken to be the residual stream after block {layer}")
-    if io in ("in", "out", None):
+    if io != "in_and_out":
         return (f"{place}.input" if place and io == "in" else place), None
     return (f"{place}.input" if place else None), place or UNKNOWN
 
@@ -447,7 +450,7 @@ def _written(coder: SparseCoder) -> tuple[str, dict[str, Tensor]]:
         "W_dec": weights["W_dec"],
         "b_dec": weights["b_dec"],
     }
-    if coder.architecture in _RELU:
+    if coder.architecture in RELU:
         norms = weights["W_dec"].norm(dim=1)
         if torch.allclose(norms, torch.ones_like(norms)):
             return "AutoEncoder", {"bias": weights["b_dec"], **linear}
@@ -478,8 +481,7 @@ def _written(coder: SparseCoder) -> tuple[str, dict[str, Tensor]]:
     return "MatryoshkaBatchTopKSAE", {**bare, **k, "group_sizes": prefixes.diff()}
 
 
-_RELU = ("relu", "p_anneal", "relu_kl", "nonnegative")
-_WRITTEN = (*_RELU, "gated", "jumprelu", "topk", "batch_topk", "matryoshka")
+_WRITTEN = (*RELU, "gated", "jumprelu", "topk", "batch_topk", "matryoshka")
 
 
 def _check_fits(dictionary: Dictionary) -> None:

@@ -139,7 +139,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         draft.replace(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise disk_error(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -294,6 +294,31 @@ def text(settings: Mapping[str, Any], name: str, path: Path) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UserError(f"`{name}` of `{path}` is {value!r}", "text was expected")
     return value or None
+
+
+def flag(settings: Mapping[str, Any], name: str, path: Path, default: bool = False) -> bool:
+    """Return a field of a configuration that is true or false.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = settings.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"`{name}` of `{path}` is {value!r}", "true or false was expected")
+    return default if value is None else value
+
+
+def needed_number(settings: Mapping[str, Any], name: str, path: Path) -> float:
+    """Return a field of a configuration that is a number that fp32 can hold.
+
+    Raises:
+        UserError: it is missing, or none.
+    """
+    value = needed(settings, name, path)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= torch.finfo(torch.float32).max:
+        raise UserError(f"`{name}` of `{path}` is {value!r}", "it must be a number")
+    return float(value)
 
 
 def needed_count(settings: Mapping[str, Any], name: str, path: Path) -> int:

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from monosemy.coders import Dictionary, Provenance, SparseCoder, make_coder
+from monosemy.coders.coder import NORMALISATIONS
 from monosemy.coders.first import UNKNOWN
 from monosemy.corpus import TokenPolicy
 from monosemy.errors import UserError
 
+RELU = ("relu", "p_anneal", "relu_kl", "nonnegative")
+"""Architectures that differ in training alone: all that is positive fires."""
+THRESHOLDED = (*RELU, "jumprelu", "batch_topk", "matryoshka")
+"""Those of which a threshold for each feature decides; see `thresholds`."""
 CONTEXT = 128
 """Tokens in a row of text where a file does not say."""
 
@@ -33,13 +38,18 @@ class Given:
     """What activations are to be multiplied by, where that was not folded into the weights."""
     centred: bool | None = None
     """Whether activations are those of a model whose writing weights were centred."""
+    normalise: str | None = None
+    """What was done to each token's activations first: one of `NORMALISATIONS`."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be.
+        """Refuse values that cannot be.
 
         Raises:
-            UserError: k is below 1, or the scale not above 0 or not finite.
+            UserError: k is below 1, the scale not above 0 or not finite, or `normalise` unknown.
         """
+        if self.normalise is not None and self.normalise not in NORMALISATIONS:
+            allowed = ", ".join(name for name in NORMALISATIONS if name)
+            raise UserError(f"no normalisation `{self.normalise}`", f"allowed: {allowed}")
         if self.k is not None and self.k < 1:
             raise UserError(f"k is {self.k}", "it must be 1 or more")
         if self.scale is not None:
@@ -107,12 +117,13 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
         UserError: what is given makes no sense of such a dictionary.
     """
     coder, target = content.coder, given.target or content.target
-    if target is None and (coder.d_out != coder.d_in or coder.W_skip is not None):
+    if target is None and coder.d_out != coder.d_in:
         target = UNKNOWN
     if given.k is not None and not coder.has_k:
         raise UserError(f"k {given.k} is given, but `{coder.architecture}` has no k", "drop it")
-    if given.centred:
-        _centre(coder, is_transcoder=target is not None)
+    how = given.normalise or ("centre" if given.centred else "")
+    if how:
+        _normalise(coder, how, is_transcoder=target is not None or coder.W_skip is not None)
     imported = {
         "source": source,
         "format": format_name,
@@ -141,15 +152,22 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
     )
 
 
-def _centre(coder: SparseCoder, *, is_transcoder: bool) -> None:
-    """Let a coder take each token's mean away; what divides by the spread does that already."""
-    if is_transcoder or coder.normalise == "rms":
-        what = "a transcoder" if is_transcoder else "what divides by each token's root mean square"
+def _normalise(coder: SparseCoder, how: str, *, is_transcoder: bool) -> None:
+    """Let a coder normalise each token; what divides by the spread centres already.
+
+    Raises:
+        UserError: it is a transcoder, whose output has another mean and spread than its input, or
+            normalises in another way.
+    """
+    if coder.normalise == how or (coder.normalise == "layer_norm" and how == "centre"):
+        return
+    if is_transcoder or coder.normalise:
+        what = "a transcoder" if is_transcoder else f"what does `{coder.normalise}` to each token"
         raise UserError(
-            f"{what} cannot be made one of centred activations",
-            "drop --centred: its output would have another mean than its input",
+            f"{what} cannot be made one of activations that are normalised by `{how}`",
+            "drop --centred or --normalise: that is not how it was trained",
         )
-    coder.normalise = coder.normalise or "centre"
+    coder.normalise = how
 
 
 @torch.no_grad()
@@ -223,7 +241,7 @@ def thresholds(coder: SparseCoder) -> Tensor | None:
     """
     if coder.normalise or coder.importance is not None:
         return None
-    if coder.architecture == "relu":
+    if coder.architecture in RELU:
         return torch.zeros(coder.width)
     if coder.architecture == "jumprelu":
         return plain(coder)["log_threshold"].exp()
@@ -231,6 +249,16 @@ def thresholds(coder: SparseCoder) -> Tensor | None:
         bar = plain(coder)["threshold"]
         return torch.nextafter(bar, -torch.ones(())).clamp_min(0).repeat(coder.width)
     return None
+
+
+def described(coder: SparseCoder) -> str:
+    """Return what a coder is that a format cannot hold, for messages."""
+    beside = [
+        f"that does `{coder.normalise}` to each token" if coder.normalise else "",
+        "that weighs features when it chooses" if coder.importance is not None else "",
+        "with a linear path" if coder.W_skip is not None else "",
+    ]
+    return " and ".join([f"`{coder.architecture}`", *filter(None, beside)])
 
 
 def plain(module: nn.Module) -> dict[str, Tensor]:

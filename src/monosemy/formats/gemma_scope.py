@@ -17,10 +17,12 @@ from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.formats.files import read_npz
 from monosemy.formats.format import (
+    THRESHOLDED,
     Content,
     Format,
     Given,
     coder_from,
+    described,
     log_threshold,
     plain,
     thresholds,
@@ -116,9 +118,8 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     bar = thresholds(coder)
     if bar is None or coder.W_skip is not None:
         raise UserError(
-            f"Gemma Scope has no `{coder.architecture}`"
-            + (" with a linear path" if coder.W_skip is not None else ""),
-            "allowed: jumprelu, relu and batch_topk, without normalisation of their own",
+            f"Gemma Scope has no {described(coder)}",
+            f"allowed: {', '.join(THRESHOLDED)}, with nothing beside",
         )
     weights = plain(coder)
     arrays = {

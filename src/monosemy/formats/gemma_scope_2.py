@@ -12,7 +12,7 @@ from typing import Any
 
 from monosemy.errors import UserError
 from monosemy.formats.files import read_json, read_safetensors, tensor_shapes, text
-from monosemy.formats.format import Content, Format, Given, coder_from, log_threshold
+from monosemy.formats.format import UNKNOWN, Content, Format, Given, coder_from, log_threshold
 from monosemy.formats.names import our_hookpoint, spelled_path
 
 WEIGHTS, SETTINGS, CONTEXT = "params.safetensors", "config.json", 1024
@@ -68,6 +68,8 @@ def read(path: Path, given: Given) -> Content:
         file.take("affine_skip_connection", (d_in, d_out))  # says what there is instead
     file.done()
     hookpoint, target = _places(settings, path)
+    if "W_skip" in tensors:
+        target = target or UNKNOWN
     model = _model(settings, path)
     return Content(
         coder=coder_from("jumprelu", tensors, given.scale),

@@ -17,7 +17,8 @@ from torch import Tensor
 from monosemy.errors import UserError
 from monosemy.formats.files import (
     Tensors,
-    needed,
+    flag,
+    needed_number,
     read_json,
     read_safetensors,
     tensor_shapes,
@@ -64,9 +65,9 @@ def read(path: Path, given: Given) -> Content:
         "b_enc": file.take("encoder.bias", (width,)),
         "W_dec": file.take("decoder.weight", (d, width)).T,
     }
-    if settings.get("use_decoder_bias", True):
+    if flag(settings, "use_decoder_bias", settings_path, True):
         tensors["b_dec"] = file.take("decoder.bias", (d,))
-    norms = {**_norms(settings), **saved_norms(file)}
+    norms = {**_norms(settings, settings_path), **saved_norms(file)}
     settings = {"act_fn": "jumprelu", **settings}
     if is_first:
         content = _first(settings, settings_path, tensors, norms, given)
@@ -96,12 +97,7 @@ def _first(
     bar = None
     if settings["act_fn"] == "jumprelu":
         # Set after scales had been folded, unlike the weights that are saved with it.
-        threshold = needed(settings, "jump_relu_threshold", path)
-        if not isinstance(threshold, int | float):
-            raise UserError(
-                f"`jump_relu_threshold` of `{path}` is {threshold!r}", "a number was expected"
-            )
-        needed(settings, "hook_point_in", path)
+        threshold = needed_number(settings, "jump_relu_threshold", path)
         scale, _ = scales(settings, path, norms, given)
         bar = torch.full((len(tensors["b_enc"]),), threshold * scale)
         # JumpReLU of this version looks at no norms, whatever the configuration says.
@@ -115,14 +111,14 @@ def _bar(settings: dict[str, Any], file: Tensors, width: int) -> Tensor | None:
     return None
 
 
-def _norms(settings: dict[str, Any]) -> dict[str, float]:
+def _norms(settings: dict[str, Any], path: Path) -> dict[str, float]:
     found = settings.get("dataset_average_activation_norm") or {}
-    if not isinstance(found, dict) or not all(isinstance(v, int | float) for v in found.values()):
+    if not isinstance(found, dict):
         raise UserError(
             f"`dataset_average_activation_norm` is {found!r}",
             "a norm for each hook point was expected",
         )
-    return {name: float(norm) for name, norm in found.items()}
+    return {name: needed_number(found, name, path) for name in found}
 
 
 FORMAT = Format(

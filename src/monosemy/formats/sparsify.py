@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError
-from monosemy.formats.files import needed_count, read_json, read_safetensors, tensor_shapes
+from monosemy.formats.files import flag, needed_count, read_json, read_safetensors, tensor_shapes
 from monosemy.formats.format import (
     UNKNOWN,
     Content,
@@ -64,10 +64,10 @@ def read(path: Path, given: Given) -> Content:
         "W_dec": weights.take("W_dec", (width, d_in)),
         "b_dec": weights.take("b_dec", (d_in,)),
     }
-    if settings.get("skip_connection"):
+    if flag(settings, "skip_connection", file):
         tensors["W_skip"] = weights.take("W_skip", (d_in, d_in))
     weights.done()
-    transcode = bool(settings.get("transcode"))
+    transcode = flag(settings, "transcode", file)
     if not transcode:
         subtract_first(tensors, tensors["b_dec"])
     k = given.k or needed_count(settings, "k", file)
