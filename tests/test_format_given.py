@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 import scope_files as files
 import torch
 from foreign import dictionary_of
+from safetensors import SafetensorError
 from scope_files import MAKERS, D
 from torch.testing import assert_close
 
@@ -127,3 +129,34 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
     for source in (tmp_path / "loop", "x" * 5000, "no\0name", str(tmp_path / "a\udcff")):
         with pytest.raises(UserError):
             monosemy.load(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (".", "here"),
+        ("../here", "here"),
+        ("x/..", "here"),
+        ("owner/saes/layers.3@refs/pr/1", "layers.3"),
+        ("owner/saes/", "saes"),
+    ],
+)
+def test_a_run_is_named_after_the_last_part_of_its_source(
+    source: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = importlib.import_module("monosemy.cli.import")
+    (tmp_path / "here" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert command._name(source) == name
+
+
+def test_a_disk_that_refuses_while_weights_are_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("monosemy.formats.saelens_write.save_file", refuse)
+    with pytest.raises(UserError, match="No space left"):
+        export(dictionary_of(make_coder("relu", 4, 8)), "saelens", tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -271,13 +271,14 @@ def test_circuit_tracer_says_topk_and_k_in_its_configuration_or_weights(
     assert found.coder.architecture == "topk"
 
 
-def test_circuit_tracer_configuration_goes_before_thresholds(tmp_path: Path) -> None:
+def test_relu_beside_thresholds_contradicts_them(tmp_path: Path) -> None:
     made = files.circuit_tracer(tmp_path)
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    for activation in ("relu", "tanh"):
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings | {"activation": activation}))
-        with pytest.raises(UserError, match=r"threshold|activation 'tanh'"):
-            monosemy.load(made.path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings | {"activation": "relu"}))
+    with pytest.raises(UserError, match=r"also holds .*threshold"):
+        monosemy.load(made.path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings | {"activation": "jump"}))
+    holds(monosemy.load(made.path), made)
 
 
 @pytest.mark.parametrize("above", ["embeddings", "transcoders/layer_3_of", "embedding/layer_9"])

@@ -98,23 +98,18 @@ def _activation(
 ) -> tuple[str, dict[str, Any], list[str]]:
     """Return the architecture, its options and notes; tensors get the thresholds.
 
-    What the configuration calls `activation` decides, and thresholds where it says nothing.
+    `topk` and `relu` in the configuration decide, and where it says neither what weights there are.
     """
-    width, said = len(tensors["b_enc"]), settings.get("activation")
-    options: dict[str, Any] = {}
-    if said not in ("relu", "topk", "jumprelu", None):
-        raise UserError(
-            f"`{file.path.parent / SETTINGS}` has activation {said!r}",
-            "allowed: relu, jumprelu, topk",
-        )
-    if said == "topk" or (said is None and "k" in file):
+    path, width = file.path.parent / SETTINGS, len(tensors["b_enc"])
+    said = text(settings, "activation", path)
+    if said == "topk" or (said != "relu" and "k" in file):
         saved = int(file.take("k", ())) if "k" in file else None
-        k = given.k or saved or needed_count(settings, "k", file.path.parent / SETTINGS)
+        k = given.k or saved or needed_count(settings, "k", path)
         return "topk", {"k": k}, ["of the k largest, those below 0 fire there and not here"]
-    if said == "jumprelu" or (said is None and _THRESHOLD in file):
+    if said != "relu" and _THRESHOLD in file:
         tensors["log_threshold"] = log_threshold(file.take(_THRESHOLD, (width,)))
-        return "jumprelu", options, []
-    return "relu", options, []
+        return "jumprelu", {}, []
+    return "relu", {}, []
 
 
 def _settings(folder: Path) -> dict[str, Any]:
