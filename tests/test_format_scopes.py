@@ -348,6 +348,27 @@ def test_configurations_of_other_types_are_one_error_or_read(
             file.write_text(original)
 
 
+@pytest.mark.parametrize("kind", [k for k in KINDS if "-" not in k])
+def test_files_that_are_folders_empty_or_no_text_are_one_error(kind: str, tmp_path: Path) -> None:
+    made = KINDS[kind](tmp_path)
+    names = [p for p in tmp_path.rglob("*") if p.is_file()]
+    for name in names:
+        content = name.read_bytes()
+        for bad in (b"", b"\xff\xfe\x00", b"null", b"[]", b"{}", b'"text"', b"\x93NUMPY", None):
+            name.unlink()
+            if bad is None:
+                name.mkdir()
+            else:
+                name.write_bytes(bad)
+            with contextlib.suppress(UserError):
+                monosemy.load(made.path)
+            with contextlib.suppress(UserError):
+                monosemy.load(tmp_path)
+        name.rmdir()
+        name.write_bytes(content)
+    holds(monosemy.load(made.path), made)
+
+
 @pytest.mark.parametrize("field", ["activation", "activation_state_dict"])
 @pytest.mark.parametrize("bad", [[1], {"k": "two"}, {"k": 10**20}, 3, None])
 def test_openai_of_other_types_is_one_error(field: str, bad: object, tmp_path: Path) -> None:

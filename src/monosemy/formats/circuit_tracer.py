@@ -103,8 +103,8 @@ def _activation(
     path, width = file.path.parent / SETTINGS, len(tensors["b_enc"])
     said = text(settings, "activation", path)
     if said == "topk" or (said != "relu" and "k" in file):
-        saved = int(file.take("k", ())) if "k" in file else None
-        k = given.k or saved or needed_count(settings, "k", path)
+        saved = {"k": float(file.take("k", ()))} if "k" in file else settings
+        k = given.k or needed_count(saved, "k", path)
         return "topk", {"k": k}, ["of the k largest, those below 0 fire there and not here"]
     if said != "relu" and _THRESHOLD in file:
         tensors["log_threshold"] = log_threshold(file.take(_THRESHOLD, (width,)))

@@ -6,6 +6,7 @@ have the same. All but JumpReLU and `AutoEncoderNew` subtract the decoder's bias
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -70,11 +71,25 @@ class _File:
             return self.tensors.size(name, axis)
         return needed_count(self.trainer, said, self.settings_path)
 
+    def counts(self, name: str, shape: tuple[int | None, ...]) -> list[int]:
+        """Return a tensor of whole numbers above 0.
+
+        Raises:
+            UserError: it is missing, empty, or holds others.
+        """
+        values = self.tensors.take(name, shape).reshape(-1)
+        if len(values) == 0 or (values < 1).any() or (values % 1 != 0).any():
+            raise UserError(
+                f"`{name}` of `{self.tensors.path}` is {values.tolist()}",
+                "whole numbers above 0 were expected",
+            )
+        return [int(value) for value in values]
+
     def k(self) -> int:
         """Return how many features fire: what is given, or what file and configuration agree on."""
         said = {}
         if "k" in self.tensors:
-            said["weights"] = int(self.tensors.take("k", ()))
+            said["weights"] = self.counts("k", ())[0]
         if self.trainer.get("k") is not None or not said:
             said["configuration"] = needed_count(self.trainer, "k", self.settings_path)
         if self.given.k is not None:
@@ -167,8 +182,8 @@ def _batch_topk(file: _File) -> Parts:
 def _matryoshka(file: _File) -> Parts:
     weights = _parameters(file)
     subtract_first(weights, weights["b_dec"])
-    ends = file.tensors.take("group_sizes", (None,)).cumsum(0)
-    return _above_threshold("matryoshka", file, weights, {"prefixes": [int(end) for end in ends]})
+    ends = list(itertools.accumulate(file.counts("group_sizes", (None,))))
+    return _above_threshold("matryoshka", file, weights, {"prefixes": ends})
 
 
 def _above_threshold(
@@ -361,7 +376,7 @@ def _places(
         place = _place(name)
         if place is None:
             notes.append(f"its submodule, `{name}`, is no hook point that is known here")
-    elif isinstance(layer, int):
+    elif isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0:
         place = f"layers.{layer}"
         notes.append(f"no `submodule_name`: taken to be the residual stream after block {layer}")
     if io != "in_and_out":
