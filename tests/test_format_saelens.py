@@ -329,3 +329,33 @@ def test_a_module_is_named_only_where_the_models_name_tells_it(
     export(dictionary_of(make_coder("relu", D, WIDTH), model=model), "saelens", tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "cfg.json").read_text())
     assert settings["metadata"]["hf_hook_name"] == module
+
+
+@pytest.mark.parametrize(
+    ("model", "hookpoint", "kept"),
+    [
+        ("openai-community/gpt2", "layers.3", True),
+        ("openai-community/gpt2", "layers.3.mlp.input", False),
+        ("meta-llama/Llama-3.1-8B", "layers.3", False),
+    ],
+)
+def test_that_activations_are_centred_is_written_only_where_it_is_read_again(
+    model: str, hookpoint: str, kept: bool, tmp_path: Path
+) -> None:
+    coder = make_coder("relu", D, WIDTH, normalise="centre")
+    lost = export(dictionary_of(coder, model=model, hookpoint=hookpoint), "saelens", tmp_path / "a")
+    assert load(tmp_path / "a").coder.normalise == ("centre" if kept else "")
+    assert ("others without" in " ".join(lost)) is not kept
+
+
+def test_a_normalisation_that_is_given_goes_before_the_files(tmp_path: Path) -> None:
+    tensors = {"W_enc": torch.randn(D, WIDTH), "W_dec": torch.randn(WIDTH, D)}
+    tensors |= {"b_enc": torch.randn(WIDTH), "b_dec": torch.randn(D)}
+    said = load(made(tmp_path / "a", v6(normalize_activations="constant_norm_rescale"), **tensors))
+    scaled = v6(normalize_activations="expected_average_only_in")
+    folder, x = made(tmp_path / "b", scaled, **tensors), torch.randn(9, D)
+    given = load(folder, given=Given(normalise="rms"))
+    torch.testing.assert_close(given.encode(x), said.encode(x))
+    torch.testing.assert_close(given.reconstruct(x), said.reconstruct(x))
+    with pytest.raises(UserError, match="no normalisation"):
+        Given(normalise="spread")

@@ -164,7 +164,7 @@ def _centred(
     hook = str(said.get("hook_name"))
     if given.centred is not None or _RESIDUAL.fullmatch(hook) is None:
         return bool(given.centred)
-    if any(family in (model or "").lower() for family in _RMS_NORMED):
+    if _is_rms_normed(model or ""):
         return False
     if arguments is None:
         notes.append(
@@ -217,6 +217,13 @@ def metadata(dictionary: Dictionary, lost: list[str]) -> dict[str, Any]:
     if policy.choose != "all" or policy.padding:
         lost.append(f"which tokens count: {policy.to_dict()}")
     centred = dictionary.coder.normalise == "centre"
+    can_say = hook is not None and _RESIDUAL.fullmatch(hook) and not _is_rms_normed(model)
+    if centred and not can_say:
+        centred = False
+        lost.append(
+            "that activations' mean is taken away first: nothing there does so at this hook point, "
+            "and features are others without"
+        )
     if centred:
         lost.append(
             f"that activations' mean is taken away: load the model with {CENTRED}=True, as "
@@ -245,6 +252,10 @@ def metadata(dictionary: Dictionary, lost: list[str]) -> dict[str, Any]:
     return said
 
 
+def _is_rms_normed(model: str) -> bool:
+    return any(family in model.lower() for family in _RMS_NORMED)
+
+
 def _module(hookpoint: str, model: str) -> str | None:
     """Return the path of a hook point's module in `transformers`, where a model's name tells it."""
     name = model.lower()
@@ -255,7 +266,7 @@ def _module(hookpoint: str, model: str) -> str | None:
         stem, attention = "transformer.h", "attn"
     elif "pythia" in name or "neox" in name:
         stem, attention = "gpt_neox.layers", "attention"
-    elif any(family in name for family in _RMS_NORMED) and not _SEES.search(name):
+    elif _is_rms_normed(name) and not _SEES.search(name):
         stem, attention = "model.layers", "self_attn"
     else:
         return None
