@@ -97,9 +97,11 @@ def test_centring_makes_no_difference_but_to_the_mean(tmp_path: Path) -> None:
         ({"scale": float("inf")}, "scale"),
         ({"scale": float("nan")}, "scale"),
         ({"scale": -1.0}, "scale"),
+        ({"scale": 2.0, "normalise": "rms"}, "scale of 2"),
+        ({"normalise": "spread"}, "spread"),
     ],
 )
-def test_values_that_cannot_be(fields: dict[str, float], match: str) -> None:
+def test_values_that_cannot_be(fields: dict[str, float | str], match: str) -> None:
     with pytest.raises(UserError, match=match):
         Given(**fields)  # type: ignore[arg-type]
 

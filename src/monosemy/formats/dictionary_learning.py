@@ -153,9 +153,7 @@ def _gated(file: _File) -> Parts:
     weights = _linear(file, "decoder_bias", "gate_bias")
     for ours, theirs in (("r_mag", "r_mag"), ("b_mag", "mag_bias")):
         weights[ours] = file.tensors.take(theirs, weights["b_enc"].shape)
-    linear = weights["W_enc"] @ weights["b_dec"]
-    weights["b_enc"] = weights["b_enc"] - linear
-    weights["b_mag"] = weights["b_mag"] - weights["r_mag"].exp() * linear
+    subtract_first(weights, weights["b_dec"])
     return "gated", weights, {}
 
 

@@ -54,6 +54,11 @@ class Given:
             raise UserError(f"k is {self.k}", "it must be 1 or more")
         if self.scale is not None:
             check_scale(self.scale)
+            if self.normalise in ("layer_norm", "rms"):
+                raise UserError(
+                    f"a scale of {self.scale:g} and `{self.normalise}` of each token are given",
+                    "drop either: a token that is divided by its own size has no scale",
+                )
 
 
 def check_scale(scale: float) -> float:
@@ -203,7 +208,7 @@ def coder_from(
     return coder.eval().requires_grad_(False)
 
 
-def subtract_first(tensors: dict[str, Tensor], before: Tensor, gate: str = "b_enc") -> None:
+def subtract_first(tensors: dict[str, Tensor], before: Tensor) -> None:
     """Fold the subtraction of a bias from activations, before they are encoded, into another.
 
     W (x - before) + b is W x + (b - W before).
@@ -211,9 +216,11 @@ def subtract_first(tensors: dict[str, Tensor], before: Tensor, gate: str = "b_en
     Args:
         tensors: as `coder_from` takes them; changed.
         before: [d_in], what is subtracted.
-        gate: the bias it goes into.
     """
-    tensors[gate] = tensors[gate] - tensors["W_enc"] @ before
+    moved = tensors["W_enc"] @ before
+    tensors["b_enc"] = tensors["b_enc"] - moved
+    if "b_mag" in tensors:  # of a gated coder, whose magnitudes have an encoder r_mag as large
+        tensors["b_mag"] = tensors["b_mag"] - tensors["r_mag"].exp() * moved
 
 
 def scale_input(tensors: dict[str, Tensor], scale: float) -> None:

@@ -240,15 +240,7 @@ def _subtract_b_dec(
             tensors["b_dec"] = torch.zeros_like(tensors["b_dec"])
         return
     if applied:
-        _subtract(tensors, tensors["b_dec"])
-
-
-def _subtract(tensors: dict[str, Tensor], before: Tensor) -> None:
-    """Fold a subtraction from activations into every bias of the encoder."""
-    if "b_mag" in tensors:
-        moved = tensors["r_mag"].exp() * (tensors["W_enc"] @ before)
-        tensors["b_mag"] = tensors["b_mag"] - moved
-    subtract_first(tensors, before)
+        subtract_first(tensors, tensors["b_dec"])
 
 
 def _scale(kind: str, path: Path, given: Given) -> float | None:
@@ -279,7 +271,7 @@ def _whiten(tensors: dict[str, Tensor], path: Path) -> None:
     matrix = file.take("matrix", (d_in, d_in))
     inverse = file.take("inverse_matrix", (d_in, d_in))
     tensors["W_enc"] = tensors["W_enc"] @ matrix.T
-    _subtract(tensors, mean)
+    subtract_first(tensors, mean)
     tensors["W_dec"] = tensors["W_dec"] @ inverse
     tensors["b_dec"] = tensors["b_dec"] @ inverse + mean
 
