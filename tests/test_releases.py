@@ -71,6 +71,9 @@ def test_hook_points_of_gemma_are_after_its_norms() -> None:
 def test_transcoders_have_both_ends() -> None:
     entry = release_named("mwhanna-qwen3-4b-transcoders").entry("layer_9")
     assert (entry.hookpoint, entry.target) == ("layers.9.mlp.input", "layers.9.mlp")
+    # Read before the norm, not after it.
+    entry = release_named("mntss-llama-3.2-1b-transcoders").entry("layer_9")
+    assert (entry.hookpoint, entry.target) == ("blocks.9.hook_resid_mid", "layers.9.mlp")
 
 
 @pytest.mark.parametrize(

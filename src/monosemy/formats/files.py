@@ -260,7 +260,9 @@ class Tensors:
 
 
 def tensors_of(values: Any, path: Path) -> Tensors:
-    """Return a mapping of names to tensors that was found in a file.
+    """Return a mapping of names to tensors that was found in a file; numbers are tensors too.
+
+    Text and what is nested, such as a configuration that was saved beside weights, is left out.
 
     Raises:
         UserError: it is something else.
@@ -270,7 +272,15 @@ def tensors_of(values: Any, path: Path) -> Tensors:
             f"`{path}` holds a {type(values).__name__}, not tensors by name",
             "a dictionary's weights were expected",
         )
-    return Tensors({n: v for n, v in values.items() if isinstance(v, Tensor)}, path)
+    numbers = {n: _as_tensor(v) for n, v in values.items() if isinstance(v, int | float)}
+    found = {n: v for n, v in values.items() if isinstance(v, Tensor)}
+    return Tensors({str(n): v for n, v in {**numbers, **found}.items()}, path)
+
+
+def _as_tensor(number: float) -> Tensor:
+    """Return a number as fp32; one that fp32 cannot hold is refused when it is taken."""
+    fits = abs(number) <= torch.finfo(torch.float32).max
+    return torch.tensor(float(number) if fits else torch.inf)
 
 
 def needed(settings: Mapping[str, Any], name: str, path: Path) -> Any:
