@@ -112,6 +112,16 @@ def test_a_scale_that_was_never_folded(stranger: Dictionary, lm: LM, corpus: Cor
     assert 4 <= factor <= 16  # with a larger one more features fire, which explains more
 
 
+@pytest.mark.parametrize("normalise", ["layer_norm", "rms"])
+def test_no_scale_is_advised_where_each_token_is_divided_by_its_own(
+    normalise: str, stranger: Dictionary, lm: LM, corpus: Corpus
+) -> None:
+    """An import with --scale or --centred would be refused."""
+    stranger.coder.normalise = normalise
+    found = meet(stranger, lm, corpus)
+    assert "--scale" not in found.advice and "--centred" not in found.advice
+
+
 def test_activations_of_a_centred_model(lm: LM, run: Run, corpus: Corpus) -> None:
     """A coder of centred activations, given what is far from centred."""
     found = meet(_of_centred(run, lm, corpus), lm, corpus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -430,3 +431,57 @@ def test_a_dictionary_survives_the_way_through_both_formats(tmp_path: Path) -> N
     after = monosemy.load(tmp_path / "b")
     assert_close(after.encode(x), before.encode(x), rtol=1e-5, atol=1e-5)
     assert (after.width, after.hookpoint) == (BUILT_WIDTH, "layers.3")
+
+
+def test_a_bare_file_of_two_linear_maps_with_biases_is_read_with_what_is_given(
+    tmp_path: Path,
+) -> None:
+    weights, x = tensors("AutoEncoderNew"), torch.randn(30, D)
+    torch.save(weights, tmp_path / "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt")
+    about = Given(model="deepseek-ai/DeepSeek-R1-Distill-Llama-8B", hookpoint="layers.19")
+    found = monosemy.load(tmp_path / "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt", given=about)
+    assert (found.provenance.model, found.hookpoint) == (about.model, "layers.19")
+    features = (x @ weights["encoder.weight"].T + weights["encoder.bias"]).relu()
+    assert_close(found.encode(x), features, atol=1e-5, rtol=1e-5)
+    out = features @ weights["decoder.weight"].T + weights["decoder.bias"]
+    assert_close(found.reconstruct(x), out, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("bad", [[1], {"a": 1}, 3.5, True, "text", -4, 10**40, float("nan")])
+def test_configurations_of_other_types_are_one_error_or_read(
+    kind: str, bad: object, tmp_path: Path
+) -> None:
+    torch.save(tensors(kind), tmp_path / "ae.pt")
+    trainer = {"dict_class": kind, "activation_dim": D, "dict_size": WIDTH, "k": K, "layer": 3}
+    trainer |= {"lm_name": "gpt2", "submodule_name": "resid_post_layer_3"}
+    good = {"trainer": trainer, "buffer": BUFFER}
+    cases = [{**good, part: bad} for part in good]
+    cases += [{**good, "trainer": {**trainer, field: bad}} for field in trainer]
+    cases += [{**good, "buffer": {**BUFFER, field: bad}} for field in BUFFER]
+    if bad != 10**40:
+        cases += [{**good, "trainer": {**trainer, "submodule_name": None, "layer": bad}}]
+    for case in cases:
+        (tmp_path / "config.json").write_text(json.dumps(case))
+        with contextlib.suppress(UserError):
+            found = monosemy.load(tmp_path)
+            assert found.hookpoint in ("layers.3", "unknown"), case
+
+
+@pytest.mark.parametrize(
+    "sizes", [[0, 5, WIDTH - 5], [-5, WIDTH + 5], [2.5, WIDTH - 2.5], [float(2**70)], []]
+)
+def test_groups_that_cannot_be_are_one_error(sizes: list[float], tmp_path: Path) -> None:
+    values = {**tensors("MatryoshkaBatchTopKSAE"), "group_sizes": torch.tensor(sizes)}
+    torch.save(values, tmp_path / "ae.pt")
+    with pytest.raises(UserError):
+        monosemy.load(tmp_path)
+
+
+@pytest.mark.parametrize("k", [-3.0, 0.0, 2.5, 1e30, torch.inf, torch.nan])
+def test_k_that_cannot_be_is_one_error(k: float, tmp_path: Path) -> None:
+    torch.save({**tensors("AutoEncoderTopK"), "k": torch.tensor(k)}, tmp_path / "ae.pt")
+    settings = {"trainer": {"dict_class": "AutoEncoderTopK"}, "buffer": {}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="k"):
+        monosemy.load(tmp_path)

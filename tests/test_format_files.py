@@ -283,6 +283,16 @@ def test_what_is_no_mapping_of_tensors_is_said(tmp_path: Path) -> None:
     assert pt_shapes(tmp_path) == {}
 
 
+def test_numbers_among_tensors_are_not_dropped_unseen(tmp_path: Path) -> None:
+    found = tensors_of({"k": 3, "much": 10**400, "w": torch.ones(2), "about": "text"}, tmp_path)
+    assert int(found.take("k", ())) == 3
+    with pytest.raises(UserError, match="not finite"):
+        found.take("much", ())
+    found.take("w", (2,))
+    with pytest.raises(UserError, match="also holds `other`"):
+        tensors_of({"other": 1.5}, tmp_path).done()
+
+
 def test_names_and_shapes_are_told_without_reading(tmp_path: Path) -> None:
     expected = {"a": (3, 4), "b": (5,)}
     for kind in ("pt", "old"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from foreign import dictionary_of
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -182,8 +184,8 @@ def test_a_transcoder_explains_another_place(tmp_path: Path) -> None:
         (v6(normalize_activations="odd"), {}, "normalize_activations `odd`"),
         (v6(normalize_activations="covariance_whitening"), {}, "activation_whitening"),
         (v6("jumprelu"), {}, "threshold"),
-        (v6(d_sae="many"), {}, "d_sae `many`"),
-        (v6("topk", k="few"), {}, "k `few`"),
+        (v6(d_sae="many"), {}, "d_sae. of .*many"),
+        (v6("topk", k="few"), {}, "k. of .*few"),
         (v6("topk", k=99), {}, "k is 99"),
         (v6(activation_fn="tanh-relu"), {}, "tanh-relu"),
     ],
@@ -244,3 +246,116 @@ def test_matching_pursuit_stops_when_nothing_is_left_and_is_not_trained() -> Non
 
     with pytest.raises(UserError, match="not trained"):
         architecture_named("matching_pursuit")
+
+
+BAD = [[1], {"a": 1}, 3.5, True, "text", -4, 0, 10**40, float("nan"), float("inf")]
+FIELDS = {
+    "d_in": {},
+    "d_sae": {},
+    "architecture": {},
+    "normalize_activations": {},
+    "apply_b_dec_to_input": {},
+    "rescale_acts_by_decoder_norm": {},
+    "activation_fn": {},
+    "k": {"architecture": "topk"},
+    "max_iterations": {"architecture": "matching_pursuit"},
+    "residual_threshold": {"architecture": "matching_pursuit"},
+    "stop_on_duplicate_support": {"architecture": "matching_pursuit"},
+    "metadata": {},
+}
+"""A field -> what else is said, so that it counts."""
+ABOUT = [
+    "model_name",
+    "hook_name",
+    "hf_hook_name",
+    "hook_head_index",
+    "context_size",
+    "seqpos_slice",
+    "dataset_path",
+    "prepend_bos",
+    "exclude_special_tokens",
+    "model_from_pretrained_kwargs",
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_configurations_of_other_types_are_one_error_or_read(bad: object, tmp_path: Path) -> None:
+    cases = [v6(**{**more, field: bad}) for field, more in FIELDS.items() if field != "metadata"]
+    cases += [v6(about={field: bad}) for field in ABOUT]
+    cases += [{**v6(), "metadata": bad}, {**v6()["metadata"], "d_in": D, "expansion_factor": bad}]
+    cases += [{"d_in": D, "d_sae": WIDTH, "activation_fn": "topk", "activation_fn_kwargs": bad}]
+    for number, settings in enumerate(cases):
+        pursuit = settings.get("architecture") == "matching_pursuit"
+        left_out = {"W_enc": None, "b_enc": None} if pursuit else {}
+        with contextlib.suppress(UserError):
+            load(made(tmp_path / str(number), settings, **left_out))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"seqpos_slice": "0:5"},
+        {"seqpos_slice": ["a"]},
+        {"context_size": "128"},
+        {"hook_name": ["blocks.3"]},
+        {"model_name": 3},
+        {"model_from_pretrained_kwargs": ["center_writing_weights"]},
+    ],
+)
+def test_metadata_of_another_type_is_named(about: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=next(iter(about))):
+        load(made(tmp_path / "a", v6(about=about)))
+
+
+def test_text_for_true_or_false_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="apply_b_dec_to_input"):
+        load(made(tmp_path / "a", v6(apply_b_dec_to_input="false")))
+
+
+@pytest.mark.parametrize(
+    ("model", "module"),
+    [
+        ("google/gemma-3-1b-pt", "model.layers.3"),
+        ("google/gemma-3-270m", "model.layers.3"),
+        ("google/gemma-3-4b-it", None),
+        ("google/gemma-3-27b-pt", None),
+        ("google/gemma-2-2b", "model.layers.3"),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", None),
+    ],
+)
+def test_a_module_is_named_only_where_the_models_name_tells_it(
+    model: str, module: str | None, tmp_path: Path
+) -> None:
+    export(dictionary_of(make_coder("relu", D, WIDTH), model=model), "saelens", tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    assert settings["metadata"]["hf_hook_name"] == module
+
+
+@pytest.mark.parametrize(
+    ("model", "hookpoint", "kept"),
+    [
+        ("openai-community/gpt2", "layers.3", True),
+        ("openai-community/gpt2", "layers.3.mlp.input", False),
+        ("meta-llama/Llama-3.1-8B", "layers.3", False),
+    ],
+)
+def test_that_activations_are_centred_is_written_only_where_it_is_read_again(
+    model: str, hookpoint: str, kept: bool, tmp_path: Path
+) -> None:
+    coder = make_coder("relu", D, WIDTH, normalise="centre")
+    lost = export(dictionary_of(coder, model=model, hookpoint=hookpoint), "saelens", tmp_path / "a")
+    assert load(tmp_path / "a").coder.normalise == ("centre" if kept else "")
+    assert ("others without" in " ".join(lost)) is not kept
+
+
+def test_a_normalisation_that_is_given_goes_before_the_files(tmp_path: Path) -> None:
+    tensors = {"W_enc": torch.randn(D, WIDTH), "W_dec": torch.randn(WIDTH, D)}
+    tensors |= {"b_enc": torch.randn(WIDTH), "b_dec": torch.randn(D)}
+    said = load(made(tmp_path / "a", v6(normalize_activations="constant_norm_rescale"), **tensors))
+    scaled = v6(normalize_activations="expected_average_only_in")
+    folder, x = made(tmp_path / "b", scaled, **tensors), torch.randn(9, D)
+    given = load(folder, given=Given(normalise="rms"))
+    torch.testing.assert_close(given.encode(x), said.encode(x))
+    torch.testing.assert_close(given.reconstruct(x), said.reconstruct(x))
+    with pytest.raises(UserError, match="no normalisation"):
+        Given(normalise="spread")

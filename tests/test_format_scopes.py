@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -197,9 +198,9 @@ def test_llamascopium_of_other_kinds_is_refused(kind: str, tmp_path: Path) -> No
         monosemy.load(path)
 
 
-def change(path: Path, **fields: object) -> None:
-    settings = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**settings, **fields}))
+def change(path: Path, /, name: str = "config.json", **fields: object) -> None:
+    settings = json.loads((path / name).read_text())
+    (path / name).write_text(json.dumps({**settings, **fields}))
 
 
 @pytest.mark.parametrize(
@@ -247,6 +248,134 @@ def test_qwen_scope_asks_for_k_where_no_name_says_it(tmp_path: Path) -> None:
         monosemy.load(made.path)
     assert "--k" in str(caught.value.hint)
     holds(monosemy.load(made.path, given=Given(k=K)), made)
+
+
+@pytest.mark.parametrize("in_weights", [True, False])
+def test_circuit_tracer_says_topk_and_k_in_its_configuration_or_weights(
+    in_weights: bool, tmp_path: Path
+) -> None:
+    made = files.circuit_tracer(tmp_path, jumps=False, skip=False)
+    tensors = load_file(made.path)
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"activation": "topk"}
+    if in_weights:
+        save_file({**tensors, "k": torch.tensor(K)}, made.path)
+    else:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        with pytest.raises(UserError, match="does not say `k`"):
+            monosemy.load(made.path)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings | {"k": K}))
+    x = torch.randn(40, D)
+    pre = x @ tensors["W_enc"].T + tensors["b_enc"]
+    found = monosemy.load(made.path)
+    assert_close(found.encode(x), files.largest(pre), atol=1e-5, rtol=1e-5)
+    assert found.coder.architecture == "topk"
+
+
+def test_relu_beside_thresholds_contradicts_them(tmp_path: Path) -> None:
+    made = files.circuit_tracer(tmp_path)
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings | {"activation": "relu"}))
+    with pytest.raises(UserError, match=r"also holds .*threshold"):
+        monosemy.load(made.path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings | {"activation": "jump"}))
+    holds(monosemy.load(made.path), made)
+
+
+@pytest.mark.parametrize("above", ["embeddings", "transcoders/layer_3_of", "embedding/layer_9"])
+@pytest.mark.parametrize("kind", ["gemma_scope", "gemma_scope_2-bare"])
+def test_folders_above_a_suite_decide_nothing(kind: str, above: str, tmp_path: Path) -> None:
+    made = KINDS[kind](tmp_path / above / "layer_9")
+    found = monosemy.load(made.path)
+    holds(found, made)
+    assert (found.hookpoint, found.provenance.target) == (made.hookpoint, made.target)
+
+
+def test_a_norm_named_by_its_hook_point_scales_the_threshold_of_llama_scope_too(
+    tmp_path: Path,
+) -> None:
+    made = files.llama_scope(tmp_path)
+    change(
+        made.path,
+        "hyperparams.json",
+        dataset_average_activation_norm={"blocks.15.hook_resid_post": 4.0},
+    )
+    holds(monosemy.load(made.path), made)
+
+
+def square(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    tensors = {"W_enc": torch.randn(D, D), "W_dec": torch.randn(D, D)}
+    tensors |= {"b_enc": torch.randn(D), "b_dec": torch.randn(D)}
+    torch.save(tensors, folder / "L5.pt")
+    return folder / "L5.pt", tensors
+
+
+def test_as_many_features_as_dimensions_are_of_the_format_whose_configuration_is_there(
+    tmp_path: Path,
+) -> None:
+    path, t = square(tmp_path)
+    assert monosemy.load(path, given=Given(k=2)).coder.architecture == "topk"
+    settings = {"act_size": D, "dict_size": D, "act_name": "blocks.5.attn.hook_z"}
+    files.save_json(tmp_path / "L5_cfg.json", settings)
+    x = torch.randn(20, D)
+    expected = ((x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]).relu()
+    assert_close(monosemy.load(path).encode(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_model_of_attention_outputs_is_the_configurations(tmp_path: Path) -> None:
+    made = files.hook_z(tmp_path)
+    change(tmp_path, "L5_cfg.json", model_name="gelu-2l")
+    assert monosemy.load(made.path).provenance.model == "NeelNanda/GELU_2L512W_C4_Code"
+
+
+@pytest.mark.parametrize("bad", [[1], {"a": 1}, 3.5, True, -4, "text", float("nan"), 10**40])
+@pytest.mark.parametrize("kind", [k for k in KINDS if "bare" not in k and "openai" not in k])
+def test_configurations_of_other_types_are_one_error_or_read(
+    kind: str, bad: object, tmp_path: Path
+) -> None:
+    made = KINDS[kind](tmp_path)
+    folder = made.path if made.path.is_dir() else made.path.parent
+    for file in folder.glob("*.*"):
+        if file.suffix in (".json", ".yaml"):
+            parse = json.loads if file.suffix == ".json" else yaml.safe_load
+            original = file.read_text()
+            for field in parse(original):
+                values = {**parse(original), field: bad}
+                file.write_text(
+                    json.dumps(values) if file.suffix == ".json" else yaml.safe_dump(values)
+                )
+                with contextlib.suppress(UserError):
+                    monosemy.load(made.path)
+            file.write_text(original)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "-" not in k])
+def test_files_that_are_folders_empty_or_no_text_are_one_error(kind: str, tmp_path: Path) -> None:
+    made = KINDS[kind](tmp_path)
+    names = [p for p in tmp_path.rglob("*") if p.is_file()]
+    for name in names:
+        content = name.read_bytes()
+        for bad in (b"", b"\xff\xfe\x00", b"null", b"[]", b"{}", b'"text"', b"\x93NUMPY", None):
+            name.unlink()
+            if bad is None:
+                name.mkdir()
+            else:
+                name.write_bytes(bad)
+            with contextlib.suppress(UserError):
+                monosemy.load(made.path)
+            with contextlib.suppress(UserError):
+                monosemy.load(tmp_path)
+        name.rmdir()
+        name.write_bytes(content)
+    holds(monosemy.load(made.path), made)
+
+
+@pytest.mark.parametrize("field", ["activation", "activation_state_dict"])
+@pytest.mark.parametrize("bad", [[1], {"k": "two"}, {"k": 10**20}, 3, None])
+def test_openai_of_other_types_is_one_error(field: str, bad: object, tmp_path: Path) -> None:
+    made = files.openai(tmp_path)
+    torch.save({**torch.load(made.path), field: bad}, made.path)
+    with pytest.raises(UserError):
+        monosemy.load(made.path)
 
 
 @pytest.mark.parametrize(

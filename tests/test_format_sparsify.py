@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,26 @@ def test_tied_weights_are_written_twice(tmp_path: Path) -> None:
     export(dictionary_of(build("topk", "tied")), "sparsify", tmp_path / "out")
     weights = load_file(tmp_path / "out" / "layers.3" / "sae.safetensors")
     assert_close(weights["encoder.weight"], weights["W_dec"])
+
+
+@pytest.mark.parametrize("place", ["../outside", "a/b", "/root", "..", ""])
+def test_no_hook_point_leads_out_of_the_folder(place: str, tmp_path: Path) -> None:
+    dictionary = dictionary_of(make_coder("topk", D, WIDTH, k=K), hookpoint=place)
+    with pytest.raises(UserError, match="folder"):
+        export(dictionary, "sparsify", tmp_path / "in" / "out")
+    assert not (tmp_path / "in" / "outside").exists() and not (tmp_path / "in" / "out").exists()
+
+
+@pytest.mark.parametrize("field", [*CONFIG, "signed"])
+@pytest.mark.parametrize("bad", [[1], {"a": 1}, 3.5, "false", -4, 10**40, float("nan")])
+def test_configurations_of_other_types_are_one_error_or_read(
+    field: str, bad: object, tmp_path: Path
+) -> None:
+    run = {"sae": {}, "hookpoints": 3, "model": ["a"], "dataset": 3}
+    with contextlib.suppress(UserError):
+        monosemy.load(saved(tmp_path, run=run, **{field: bad}))
+
+
+def test_text_for_true_or_false_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="transcode"):
+        monosemy.load(saved(tmp_path, transcode="false"))

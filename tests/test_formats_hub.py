@@ -44,7 +44,7 @@ def sparsify_files(folder: str) -> dict[str, bytes]:
 MANY = {
     **sparsify_files("layers.3"),
     **sparsify_files("layers.5.mlp"),
-    "config.json": json.dumps({"model": "org/model", "ctx_len": 64}).encode(),
+    "config.json": json.dumps({"sae": {}, "model": "org/model", "ctx_len": 64}).encode(),
     "layers.3/optimizer_0.pt": b"large",
     "README.md": b"about",
 }
@@ -153,6 +153,7 @@ def test_a_release_gives_what_files_do_not_say(
         widths=(),
         k=None,
         centred=True,
+        normalise=None,
         groups=({"ids": "l{3,5}", "path": "layers.{0}", "hookpoint": "layers.{0}"},),
     )
     monkeypatch.setattr(names, "releases", lambda: {"made": made})

@@ -54,6 +54,13 @@ def test_what_files_do_not_say() -> None:
     assert qwen.given(qwen.entry("layer7")).k == 100
 
 
+def test_normalisation_by_token_is_said_where_files_leave_it_out() -> None:
+    release = releases()["mistral-7b-res-wg"]
+    given = release.given(release.entry("blocks.8.hook_resid_pre"))
+    assert (given.normalise, given.hookpoint) == ("rms", "layers.7")
+    assert given.model == "mistralai/Mistral-7B-v0.1"
+
+
 def test_hook_points_of_gemma_are_after_its_norms() -> None:
     release = release_named("gemma-scope-2b-pt-mlp-canonical")
     entry = release.entry("layer_3/width_16k/canonical")
@@ -64,6 +71,9 @@ def test_hook_points_of_gemma_are_after_its_norms() -> None:
 def test_transcoders_have_both_ends() -> None:
     entry = release_named("mwhanna-qwen3-4b-transcoders").entry("layer_9")
     assert (entry.hookpoint, entry.target) == ("layers.9.mlp.input", "layers.9.mlp")
+    # Read before the norm, not after it.
+    entry = release_named("mntss-llama-3.2-1b-transcoders").entry("layer_9")
+    assert (entry.hookpoint, entry.target) == ("blocks.9.hook_resid_mid", "layers.9.mlp")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def facts(release, id: str) -> dict:
         "model": release.model,
         "scale": release.norm_scaling_factor.get(id),
         "centred": overrides.get("model_from_pretrained_kwargs", {}).get("center_writing_weights"),
+        "normalise": overrides.get("normalize_activations"),
     }
     if release.conversion_func in BY_NAME:
         config = BY_NAME[release.conversion_func](repo, path, "cpu")

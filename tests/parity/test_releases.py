@@ -12,9 +12,8 @@ from conftest import Peer
 from monosemy.formats.names import hub_model, our_hookpoint
 from monosemy.formats.releases import Entry, Release, releases
 
-OTHER_FORMATS = {"temporal", "connor_rob_hook_z", "deepseek_r1", "mntss_clt_layer_transcoder"}
-UNREADABLE = {"mistral-7b-res-wg"}
-"""Of activations scaled token by token, which no field of ours says."""
+OTHER_FORMATS = {"temporal", "mntss_clt_layer_transcoder"}
+NORMALISED = {"constant_norm_rescale": "rms"}
 FOLDED = {"llama_scope", "temporal"}
 """Their files say the scale."""
 
@@ -32,6 +31,7 @@ def compare(release: Release, entry: Entry, facts: dict[str, Any], kind: str | N
         "path": (entry.path, facts["path"]),
         "model": (same_model(release.model, facts["model"]), True),
         "centred": (release.centred, facts["centred"]),
+        "normalise": (release.normalise, NORMALISED.get(facts["normalise"])),
     }
     if kind not in FOLDED:
         wanted["scale"] = (entry.scale, facts["scale"])
@@ -64,7 +64,7 @@ def ours(hook: str, model: str) -> str:
 def test_every_id_is_the_same(theirs: dict[str, Any]) -> None:
     known, wrong, compared = releases(), [], 0
     for name, registered in theirs.items():
-        if registered["kind"] in OTHER_FORMATS or name in UNREADABLE:
+        if registered["kind"] in OTHER_FORMATS:
             assert name not in known
             continue
         entries = {entry.id: entry for entry in known[name].entries()}

@@ -37,6 +37,9 @@ class Command:
     centred: bool | None = None
     """Activations are of a model whose writing weights were centred, as TransformerLens does unless
     told not to: their mean over d_in is 0."""
+    normalise: str | None = None
+    """What was done to each token's activations first: `centre`, `layer_norm`, or `rms`, which
+    divides by their root mean square."""
 
     def run(self) -> None:
         """Print what it is and what had to be assumed; write it."""
@@ -47,9 +50,10 @@ class Command:
             k=self.k,
             scale=self.scale,
             centred=self.centred,
+            normalise=self.normalise,
         )
         dictionary = load(self.source, format=self.format, given=given)
-        out = self.out or Path("runs") / Path(self.source.rstrip("/")).name
+        out = self.out or Path("runs") / _name(self.source)
         new_run_folder(out)
         dictionary.save_pretrained(out / "dictionary")
         console.print(str(dictionary), markup=False)
@@ -57,3 +61,10 @@ class Command:
             console.print(f"note: {note}", markup=False)
         console.print(f"written: {out}", style="dim", markup=False)
         console.print(f"next: monosemy doctor {out}", style="dim", markup=False)
+
+
+def _name(source: str) -> str:
+    """Return the last part of where a dictionary comes from, without a revision."""
+    if Path(source).exists():
+        return Path(source).resolve().name
+    return source.partition("@")[0].rstrip("/").rpartition("/")[2]

@@ -58,6 +58,7 @@ def _show_one(release: Release, as_json: bool) -> None:
     facts += [f"width {_widths(release)}"] if release.widths else []
     facts += [f"k {release.k}"] if release.k is not None else []
     facts += ["of a model whose writing weights were centred"] if release.centred else []
+    facts += [f"each token normalised by `{release.normalise}`"] if release.normalise else []
     console.print(f"{release.name}: {', '.join(facts)}", markup=False, soft_wrap=True)
     table = Table("id", "hook point", box=None)
     for entry in entries:
@@ -76,6 +77,7 @@ def _facts(release: Release) -> dict[str, Any]:
         "widths": list(release.widths),
         "k": release.k,
         "centred": release.centred,
+        "normalise": release.normalise,
         "count": len(release.ids()),
     }
 

@@ -169,8 +169,12 @@ class _Meeting:
         return self._found(observed, "hook point", seen, advice, tried)
 
     def _scaled(self, observed: Figures, x: Tensor) -> dict[float, Diagnosis]:
-        """Return, by FVU, what fits far better of activations on other scales, and centred."""
-        if self.dictionary.is_transcoder:
+        """Return, by FVU, what fits far better of activations on other scales, and centred.
+
+        What divides each token by its own size has no scale, and a linear path is not centred.
+        """
+        coder = self.dictionary.coder
+        if self.dictionary.is_transcoder or coder.normalise in ("layer_norm", "rms"):
             return {}
         usual = math.sqrt(self.dictionary.d_in) / max(observed.norm, 1e-12)
         scaled = {scale: self._figures(x * scale, x * scale) for scale in (*_SCALES, usual)}
@@ -182,7 +186,8 @@ class _Meeting:
             best = usual
         to = f", to mean norm sqrt({self.dictionary.d_in})" if best == usual else ""
         flat = x - x.mean(1, keepdim=True)
-        centred = self._figures(flat, flat).fvu
+        may_be_centred = not coder.normalise and coder.W_skip is None
+        centred = self._figures(flat, flat).fvu if may_be_centred else math.inf
         tried = {
             allowed[best]: (
                 f"with activations multiplied by {best:.4g}{to}",

@@ -1,7 +1,8 @@
 """circuit-tracer's transcoders: `config.yaml`, and `layer_N.safetensors` for each layer.
 
-A layer's file is one transcoder, ReLU, or JumpReLU where there are thresholds; the folder lists
-them. Older folders have Weights & Biases' configuration in place of, or beside, `config.yaml`.
+A layer's file is one transcoder: ReLU, JumpReLU where there are thresholds, TopK where the
+configuration says so. Older folders have Weights & Biases' configuration in place of, or beside,
+`config.yaml`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,27 @@ from typing import Any
 
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError
-from monosemy.formats.files import read_safetensors, read_yaml, tensor_shapes
+from monosemy.formats.files import (
+    Tensors,
+    needed_count,
+    read_safetensors,
+    read_yaml,
+    tensor_shapes,
+    text,
+)
 from monosemy.formats.format import (
+    RELU,
+    THRESHOLDED,
+    UNKNOWN,
     Content,
     Format,
     Given,
     coder_from,
+    described,
     log_threshold,
     plain,
     thresholds,
@@ -62,22 +75,41 @@ def read(path: Path, given: Given) -> Content:
     }
     if "W_skip" in file:
         tensors["W_skip"] = file.take("W_skip", (d_out, tensors["W_enc"].shape[1]))
-    architecture = "relu"
-    if _THRESHOLD in file:
-        architecture = "jumprelu"
-        tensors["log_threshold"] = log_threshold(file.take(_THRESHOLD, (width,)))
-    file.done()
     settings = _settings(path.parent)
-    layer = path.stem.removeprefix("layer_")
-    model = hub_model(str(settings["model_name"])) if settings.get("model_name") else None
+    architecture, options, notes = _activation(file, tensors, settings, given)
+    file.done()
+    layer, said = path.stem.removeprefix("layer_"), path.parent / SETTINGS
+    model = hub_model(text(settings, "model_name", said) or "") or None
+    hooks = [text(settings, f"feature_{side}_hook", said) for side in ("input", "output")]
+    if None in hooks:
+        notes.append(f"`{SETTINGS}` beside it does not say where in the model it belongs")
     return Content(
-        coder=coder_from(architecture, tensors),
+        coder=coder_from(architecture, tensors, given.scale, **options),
         model=model,
-        hookpoint=_place(settings.get("feature_input_hook"), layer, model or ""),
-        target=_place(settings.get("feature_output_hook"), layer, model or ""),
+        hookpoint=_place(hooks[0], layer, model or ""),
+        target=_place(hooks[1], layer, model or "") or UNKNOWN,
         settings=settings,
-        notes=[] if settings else [f"no `{SETTINGS}` beside it: model and hook points not known"],
+        notes=notes,
     )
+
+
+def _activation(
+    file: Tensors, tensors: dict[str, Tensor], settings: dict[str, Any], given: Given
+) -> tuple[str, dict[str, Any], list[str]]:
+    """Return the architecture, its options and notes; tensors get the thresholds.
+
+    `topk` and `relu` in the configuration decide, and where it says neither what weights there are.
+    """
+    path, width = file.path.parent / SETTINGS, len(tensors["b_enc"])
+    said = text(settings, "activation", path)
+    if said == "topk" or (said != "relu" and "k" in file):
+        saved = {"k": float(file.take("k", ()))} if "k" in file else settings
+        k = given.k or needed_count(saved, "k", path)
+        return "topk", {"k": k}, ["of the k largest, those below 0 fire there and not here"]
+    if said != "relu" and _THRESHOLD in file:
+        tensors["log_threshold"] = log_threshold(file.take(_THRESHOLD, (width,)))
+        return "jumprelu", {}, []
+    return "relu", {}, []
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -109,9 +141,9 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     bar = thresholds(coder)
     if not dictionary.is_transcoder or bar is None or coder.d_in != coder.d_out:
         raise UserError(
-            f"circuit-tracer has no `{coder.architecture}` that explains `{dictionary.explains}`, "
+            f"circuit-tracer has no {described(coder)} that explains `{dictionary.explains}`, "
             f"{coder.d_out} wide, from `{dictionary.hookpoint}`, {coder.d_in} wide",
-            "allowed: transcoders of one width: jumprelu, relu and batch_topk, not normalised",
+            f"allowed: transcoders of one width: {', '.join(THRESHOLDED)}, not normalised",
         )
     layer, reads = _hook(dictionary.hookpoint, model)
     written_at, writes = _hook(dictionary.explains, model)
@@ -121,7 +153,7 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
         )
     weights = plain(coder)
     saved = {name: t for name, t in weights.items() if name in {*_NAMES, "W_skip"}}
-    if coder.architecture != "relu":
+    if coder.architecture not in RELU:
         saved[_THRESHOLD] = bar
     save_file(saved, folder / f"layer_{layer}.safetensors")
     settings = {

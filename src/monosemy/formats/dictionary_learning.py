@@ -6,6 +6,7 @@ have the same. All but JumpReLU and `AutoEncoderNew` subtract the decoder's bias
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -26,15 +27,17 @@ from monosemy.formats.files import (
     read_pt,
     tensor_shapes,
     tensors_of,
+    text,
 )
 from monosemy.formats.format import (
+    RELU,
     UNKNOWN,
     Content,
     Format,
     Given,
     coder_from,
+    log_threshold,
     plain,
-    scale_input,
     subtract_first,
 )
 from monosemy.formats.names import hub_model, is_hookpoint, our_hookpoint
@@ -42,7 +45,6 @@ from monosemy.formats.names import hub_model, is_hookpoint, our_hookpoint
 WEIGHTS, SETTINGS = "ae.pt", "config.json"
 HUB_WEIGHTS = "model.safetensors"
 """Of crosscoders on the Hub."""
-_TINY = torch.finfo(torch.float32).tiny
 _THRESHOLD_STEPS = "1,000"
 """Steps of training before which its trainers set no threshold, unless told otherwise."""
 
@@ -69,11 +71,25 @@ class _File:
             return self.tensors.size(name, axis)
         return needed_count(self.trainer, said, self.settings_path)
 
+    def counts(self, name: str, shape: tuple[int | None, ...]) -> list[int]:
+        """Return a tensor of whole numbers above 0.
+
+        Raises:
+            UserError: it is missing, empty, or holds others.
+        """
+        values = self.tensors.take(name, shape).reshape(-1)
+        if len(values) == 0 or (values < 1).any() or (values % 1 != 0).any():
+            raise UserError(
+                f"`{name}` of `{self.tensors.path}` is {values.tolist()}",
+                "whole numbers above 0 were expected",
+            )
+        return [int(value) for value in values]
+
     def k(self) -> int:
         """Return how many features fire: what is given, or what file and configuration agree on."""
         said = {}
         if "k" in self.tensors:
-            said["weights"] = int(self.tensors.take("k", ()))
+            said["weights"] = self.counts("k", ())[0]
         if self.trainer.get("k") is not None or not said:
             said["configuration"] = needed_count(self.trainer, "k", self.settings_path)
         if self.given.k is not None:
@@ -137,16 +153,13 @@ def _gated(file: _File) -> Parts:
     weights = _linear(file, "decoder_bias", "gate_bias")
     for ours, theirs in (("r_mag", "r_mag"), ("b_mag", "mag_bias")):
         weights[ours] = file.tensors.take(theirs, weights["b_enc"].shape)
-    linear = weights["W_enc"] @ weights["b_dec"]
-    weights["b_enc"] = weights["b_enc"] - linear
-    weights["b_mag"] = weights["b_mag"] - weights["r_mag"].exp() * linear
+    subtract_first(weights, weights["b_dec"])
     return "gated", weights, {}
 
 
 def _jumprelu(file: _File) -> Parts:
     weights = _parameters(file)
-    threshold = file.tensors.take("threshold", weights["b_enc"].shape)
-    weights["log_threshold"] = threshold.clamp_min(_TINY).log()  # only what is above 0 fires
+    weights["log_threshold"] = log_threshold(file.tensors.take("threshold", weights["b_enc"].shape))
     return "jumprelu", weights, {}
 
 
@@ -167,8 +180,8 @@ def _batch_topk(file: _File) -> Parts:
 def _matryoshka(file: _File) -> Parts:
     weights = _parameters(file)
     subtract_first(weights, weights["b_dec"])
-    ends = file.tensors.take("group_sizes", (None,)).cumsum(0)
-    return _above_threshold("matryoshka", file, weights, {"prefixes": [int(end) for end in ends]})
+    ends = list(itertools.accumulate(file.counts("group_sizes", (None,))))
+    return _above_threshold("matryoshka", file, weights, {"prefixes": ends})
 
 
 def _above_threshold(
@@ -289,12 +302,10 @@ def read(path: Path, given: Given) -> Content:
         file.notes.append(f"no `{SETTINGS}` beside it: model and hook point are not known")
     architecture, parts, options = CLASSES[_class_of(file)].read(file)
     tensors.done()
-    if given.scale is not None:
-        scale_input(parts, given.scale)
     hookpoint, target = _places(trainer, buffer, file.notes)
     model = trainer.get("lm_name")
     return Content(
-        coder=coder_from(architecture, parts, **options),
+        coder=coder_from(architecture, parts, given.scale, **options),
         model=hub_model(model) if isinstance(model, str) else None,
         hookpoint=hookpoint,
         target=target,
@@ -322,14 +333,15 @@ def _fields(settings: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def _class_of(file: _File) -> str:
-    name, fitting = file.trainer.get("dict_class"), _classes(file.tensors.values)
+    name = text(file.trainer, "dict_class", file.settings_path)
+    fitting = _classes(file.tensors.values)
     if name is not None and name not in CLASSES:
         raise UserError(
             f"`{file.settings_path}` has dict_class `{name}`",
-            f"{nearest(str(name), CLASSES)} allowed: {', '.join(CLASSES)}".strip(),
+            f"{nearest(name, CLASSES)} allowed: {', '.join(CLASSES)}".strip(),
         )
     if name is not None:
-        return str(name)
+        return name
     if len(fitting) == 1:
         return fitting[0]
     if fitting and file.given.k is not None:
@@ -354,16 +366,18 @@ def _places(
     trainer: dict[str, Any], buffer: dict[str, Any], notes: list[str]
 ) -> tuple[str | None, str | None]:
     """Return the hook point, and a transcoder's target."""
-    layer, name, io = trainer.get("layer"), trainer.get("submodule_name"), buffer.get("io", "out")
+    layer, name, io = trainer.get("layer"), trainer.get("submodule_name"), buffer.get("io") or "out"
+    if io not in ("in", "out", "in_and_out"):
+        raise UserError(f"`io` of its configuration is {io!r}", "allowed: in, out, in_and_out")
     place = None
     if isinstance(name, str):
         place = _place(name)
         if place is None:
             notes.append(f"its submodule, `{name}`, is no hook point that is known here")
-    elif isinstance(layer, int):
+    elif isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0:
         place = f"layers.{layer}"
         notes.append(f"no `submodule_name`: taken to be the residual stream after block {layer}")
-    if io in ("in", "out", None):
+    if io != "in_and_out":
         return (f"{place}.input" if place and io == "in" else place), None
     return (f"{place}.input" if place else None), place or UNKNOWN
 
@@ -449,7 +463,7 @@ def _written(coder: SparseCoder) -> tuple[str, dict[str, Tensor]]:
         "W_dec": weights["W_dec"],
         "b_dec": weights["b_dec"],
     }
-    if coder.architecture in _RELU:
+    if coder.architecture in RELU:
         norms = weights["W_dec"].norm(dim=1)
         if torch.allclose(norms, torch.ones_like(norms)):
             return "AutoEncoder", {"bias": weights["b_dec"], **linear}
@@ -480,8 +494,7 @@ def _written(coder: SparseCoder) -> tuple[str, dict[str, Tensor]]:
     return "MatryoshkaBatchTopKSAE", {**bare, **k, "group_sizes": prefixes.diff()}
 
 
-_RELU = ("relu", "p_anneal", "relu_kl", "nonnegative")
-_WRITTEN = (*_RELU, "gated", "jumprelu", "topk", "batch_topk", "matryoshka")
+_WRITTEN = (*RELU, "gated", "jumprelu", "topk", "batch_topk", "matryoshka")
 
 
 def _check_fits(dictionary: Dictionary) -> None:

@@ -34,9 +34,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not JSON, or not an object.
     """
-    text = _text(path)
+    content = _text(path)
     try:
-        return _object(path, json.loads(text))
+        return _object(path, json.loads(content))
     except (ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not valid JSON: {error}", "copy it again") from error
 
@@ -47,9 +47,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, or not a mapping.
     """
-    text = _text(path)
+    content = _text(path)
     try:
-        return _object(path, yaml.load(text, Loader=_PlainLoader))
+        return _object(path, yaml.load(content, Loader=_PlainLoader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"`{path}` is not valid YAML: {reason(error)}", "copy it again") from error
 
@@ -139,7 +139,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         draft.replace(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise disk_error(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -260,7 +260,9 @@ class Tensors:
 
 
 def tensors_of(values: Any, path: Path) -> Tensors:
-    """Return a mapping of names to tensors that was found in a file.
+    """Return a mapping of names to tensors that was found in a file; numbers are tensors too.
+
+    Text and what is nested, such as a configuration that was saved beside weights, is left out.
 
     Raises:
         UserError: it is something else.
@@ -270,7 +272,15 @@ def tensors_of(values: Any, path: Path) -> Tensors:
             f"`{path}` holds a {type(values).__name__}, not tensors by name",
             "a dictionary's weights were expected",
         )
-    return Tensors({n: v for n, v in values.items() if isinstance(v, Tensor)}, path)
+    numbers = {n: _as_tensor(v) for n, v in values.items() if isinstance(v, int | float)}
+    found = {n: v for n, v in values.items() if isinstance(v, Tensor)}
+    return Tensors({str(n): v for n, v in {**numbers, **found}.items()}, path)
+
+
+def _as_tensor(number: float) -> Tensor:
+    """Return a number as fp32; one that fp32 cannot hold is refused when it is taken."""
+    fits = abs(number) <= torch.finfo(torch.float32).max
+    return torch.tensor(float(number) if fits else torch.inf)
 
 
 def needed(settings: Mapping[str, Any], name: str, path: Path) -> Any:
@@ -282,6 +292,43 @@ def needed(settings: Mapping[str, Any], name: str, path: Path) -> Any:
     if settings.get(name) is None:
         raise UserError(f"`{path}` does not say `{name}`", f"it says {_list(settings)}")
     return settings[name]
+
+
+def text(settings: Mapping[str, Any], name: str, path: Path) -> str | None:
+    """Return a field of a configuration that is text; None where it is missing or empty.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = settings.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"`{name}` of `{path}` is {value!r}", "text was expected")
+    return value or None
+
+
+def flag(settings: Mapping[str, Any], name: str, path: Path, default: bool = False) -> bool:
+    """Return a field of a configuration that is true or false.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = settings.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"`{name}` of `{path}` is {value!r}", "true or false was expected")
+    return default if value is None else value
+
+
+def needed_number(settings: Mapping[str, Any], name: str, path: Path) -> float:
+    """Return a field of a configuration that is a number that fp32 can hold.
+
+    Raises:
+        UserError: it is missing, or none.
+    """
+    value = needed(settings, name, path)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= torch.finfo(torch.float32).max:
+        raise UserError(f"`{name}` of `{path}` is {value!r}", "it must be a number")
+    return float(value)
 
 
 def needed_count(settings: Mapping[str, Any], name: str, path: Path) -> int:

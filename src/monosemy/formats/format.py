@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from monosemy.coders import Dictionary, Provenance, SparseCoder, make_coder
+from monosemy.coders.coder import NORMALISATIONS
 from monosemy.coders.first import UNKNOWN
 from monosemy.corpus import TokenPolicy
 from monosemy.errors import UserError
 
+RELU = ("relu", "p_anneal", "relu_kl", "nonnegative")
+"""Architectures that differ in training alone: all that is positive fires."""
+THRESHOLDED = (*RELU, "jumprelu", "batch_topk", "matryoshka")
+"""Those of which a threshold for each feature decides; see `thresholds`."""
 CONTEXT = 128
 """Tokens in a row of text where a file does not say."""
 
@@ -32,6 +38,38 @@ class Given:
     """What activations are to be multiplied by, where that was not folded into the weights."""
     centred: bool | None = None
     """Whether activations are those of a model whose writing weights were centred."""
+    normalise: str | None = None
+    """What was done to each token's activations first: one of `NORMALISATIONS`."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be.
+
+        Raises:
+            UserError: k is below 1, the scale not above 0 or not finite, or `normalise` unknown.
+        """
+        if self.normalise is not None and self.normalise not in NORMALISATIONS:
+            allowed = ", ".join(name for name in NORMALISATIONS if name)
+            raise UserError(f"no normalisation `{self.normalise}`", f"allowed: {allowed}")
+        if self.k is not None and self.k < 1:
+            raise UserError(f"k is {self.k}", "it must be 1 or more")
+        if self.scale is not None:
+            check_scale(self.scale)
+            if self.normalise in ("layer_norm", "rms"):
+                raise UserError(
+                    f"a scale of {self.scale:g} and `{self.normalise}` of each token are given",
+                    "drop either: a token that is divided by its own size has no scale",
+                )
+
+
+def check_scale(scale: float) -> float:
+    """Check what activations are to be multiplied by.
+
+    Raises:
+        UserError: it is not above 0, or not finite.
+    """
+    if not 0 < scale < math.inf:
+        raise UserError(f"the scale of activations is {scale}", "it must be above 0, and finite")
+    return scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +117,18 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
     """Return what was read as a dictionary that has yet to be attached to its model.
 
     Until then it has no fingerprint, and no strengths: features' scale is not known.
+
+    Raises:
+        UserError: what is given makes no sense of such a dictionary.
     """
+    coder, target = content.coder, given.target or content.target
+    if target is None and coder.d_out != coder.d_in:
+        target = UNKNOWN
+    if given.k is not None and not coder.has_k:
+        raise UserError(f"k {given.k} is given, but `{coder.architecture}` has no k", "drop it")
+    how = given.normalise or ("centre" if given.centred else "")
+    if how:
+        _normalise(coder, how, is_transcoder=target is not None or coder.W_skip is not None)
     imported = {
         "source": source,
         "format": format_name,
@@ -89,15 +138,12 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
     provenance = Provenance(
         model=given.model or content.model or UNKNOWN,
         hookpoint=given.hookpoint or content.hookpoint or UNKNOWN,
-        target=given.target or content.target,
+        target=target,
         context=content.context or CONTEXT,
         policy=content.policy,
         corpus=content.corpus,
         training={"imported": imported},
     )
-    coder = content.coder
-    if given.centred and not coder.normalise:
-        coder.normalise = "centre"
     is_transcoder = provenance.target is not None
     return Dictionary(
         coder,
@@ -111,16 +157,47 @@ def as_dictionary(content: Content, given: Given, source: str, format_name: str)
     )
 
 
+def _normalise(coder: SparseCoder, how: str, *, is_transcoder: bool) -> None:
+    """Let a coder normalise each token; what divides by the spread centres already.
+
+    Raises:
+        UserError: it is a transcoder, whose output has another mean and spread than its input, or
+            normalises in another way.
+    """
+    if coder.normalise == how or (coder.normalise == "layer_norm" and how == "centre"):
+        return
+    if is_transcoder or coder.normalise:
+        what = "a transcoder" if is_transcoder else f"what does `{coder.normalise}` to each token"
+        raise UserError(
+            f"{what} cannot be made one of activations that are normalised by `{how}`",
+            "drop --centred or --normalise: that is not how it was trained",
+        )
+    coder.normalise = how
+
+
 @torch.no_grad()
-def coder_from(architecture: str, tensors: dict[str, Tensor], **options: Any) -> SparseCoder:
+def coder_from(
+    architecture: str, tensors: dict[str, Tensor], scale: float | None = None, **options: Any
+) -> SparseCoder:
     """Return a coder with given weights.
 
     Args:
         architecture: one of `ARCHITECTURES`.
         tensors: its state: `W_enc` [width, d_in], `W_dec` [width, d_out], `b_enc` [width], `b_dec`
             [d_out], and what the architecture has beside them. Missing biases are 0.
+        scale: what activations were multiplied by; folded, see `scale_input`.
         options: the architecture's.
+
+    Raises:
+        UserError: a scale of activations that each token's own spread divides anyway.
     """
+    if scale is not None:
+        if options.get("normalise"):
+            raise UserError(
+                f"a scale of {scale:g} is given, but each token is normalised by itself", "drop it"
+            )
+        tensors = dict(tensors)
+        scale_input(tensors, scale)
     width, d_in = tensors["W_enc"].shape
     d_out = tensors["W_dec"].shape[1]
     coder = make_coder(
@@ -131,7 +208,7 @@ def coder_from(architecture: str, tensors: dict[str, Tensor], **options: Any) ->
     return coder.eval().requires_grad_(False)
 
 
-def subtract_first(tensors: dict[str, Tensor], before: Tensor, gate: str = "b_enc") -> None:
+def subtract_first(tensors: dict[str, Tensor], before: Tensor) -> None:
     """Fold the subtraction of a bias from activations, before they are encoded, into another.
 
     W (x - before) + b is W x + (b - W before).
@@ -139,9 +216,11 @@ def subtract_first(tensors: dict[str, Tensor], before: Tensor, gate: str = "b_en
     Args:
         tensors: as `coder_from` takes them; changed.
         before: [d_in], what is subtracted.
-        gate: the bias it goes into.
     """
-    tensors[gate] = tensors[gate] - tensors["W_enc"] @ before
+    moved = tensors["W_enc"] @ before
+    tensors["b_enc"] = tensors["b_enc"] - moved
+    if "b_mag" in tensors:  # of a gated coder, whose magnitudes have an encoder r_mag as large
+        tensors["b_mag"] = tensors["b_mag"] - tensors["r_mag"].exp() * moved
 
 
 def scale_input(tensors: dict[str, Tensor], scale: float) -> None:
@@ -150,10 +229,9 @@ def scale_input(tensors: dict[str, Tensor], scale: float) -> None:
     A dictionary of x * scale becomes the dictionary of x whose features fire as they did: inputs
     are multiplied by it, outputs divided.
     """
-    if not scale > 0:
-        raise UserError(f"the scale of activations is {scale}", "it must be above 0")
+    check_scale(scale)
     tensors["W_enc"] = tensors["W_enc"] * scale
-    for name in ("W_dec", "b_dec"):
+    for name in {"W_dec", "b_dec"} & tensors.keys():
         tensors[name] = tensors[name] / scale
 
 
@@ -170,7 +248,7 @@ def thresholds(coder: SparseCoder) -> Tensor | None:
     """
     if coder.normalise or coder.importance is not None:
         return None
-    if coder.architecture == "relu":
+    if coder.architecture in RELU:
         return torch.zeros(coder.width)
     if coder.architecture == "jumprelu":
         return plain(coder)["log_threshold"].exp()
@@ -178,6 +256,16 @@ def thresholds(coder: SparseCoder) -> Tensor | None:
         bar = plain(coder)["threshold"]
         return torch.nextafter(bar, -torch.ones(())).clamp_min(0).repeat(coder.width)
     return None
+
+
+def described(coder: SparseCoder) -> str:
+    """Return what a coder is that a format cannot hold, for messages."""
+    beside = [
+        f"that does `{coder.normalise}` to each token" if coder.normalise else "",
+        "that weighs features when it chooses" if coder.importance is not None else "",
+        "with a linear path" if coder.W_skip is not None else "",
+    ]
+    return " and ".join([f"`{coder.architecture}`", *filter(None, beside)])
 
 
 def plain(module: nn.Module) -> dict[str, Tensor]:

@@ -17,10 +17,12 @@ from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.formats.files import read_npz
 from monosemy.formats.format import (
+    THRESHOLDED,
     Content,
     Format,
     Given,
     coder_from,
+    described,
     log_threshold,
     plain,
     thresholds,
@@ -36,6 +38,9 @@ _SITES = {
     "transcoders": ("blocks.{}.ln2.hook_normalized", "blocks.{}.hook_mlp_out"),
 }
 """How a repository's name ends -> what TransformerLens calls the places encoded and explained."""
+
+_EMBEDDING = re.compile(r"/embedding/width_[^/]+/[^/]+(/params\.npz)?$")
+"""How a path ends whose dictionary is of embeddings."""
 
 
 def recognises(path: Path) -> bool:
@@ -66,7 +71,7 @@ def read(path: Path, given: Given) -> Content:
     tensors["b_dec"] = file.take("b_dec", (tensors["W_dec"].shape[1],))
     file.done()
     spelled = spelled_path(path)
-    if "/embedding" in spelled:
+    if _EMBEDDING.search(spelled):
         # Trained on embeddings before the model multiplies them by sqrt(d).
         tensors["W_enc"] = tensors["W_enc"] / d_in**0.5
         tensors["W_dec"] = tensors["W_dec"] * d_in**0.5
@@ -78,7 +83,7 @@ def read(path: Path, given: Given) -> Content:
     if hookpoint and hookpoint.endswith("ln2.hook_normalized"):
         notes.append("it encodes what the norm before the MLP gives, before its gain")
     return Content(
-        coder=coder_from("jumprelu", tensors),
+        coder=coder_from("jumprelu", tensors, given.scale),
         model=model,
         hookpoint=hookpoint,
         target=target,
@@ -89,14 +94,14 @@ def read(path: Path, given: Given) -> Content:
 
 def _names(spelled: str) -> tuple[str | None, str | None, str | None]:
     """Return the model and hook points that a path names, each None where it does not."""
-    found = re.search(r"gemma-scope-(\d+b)-(pt|it)-(\w+)", spelled)
+    found = re.search(r".*gemma-scope-(\d+b)-(pt|it)-(\w+)", spelled)
     if found is None:
-        return None, "embed" if "/embedding" in spelled else None, None
+        return None, "embed" if _EMBEDDING.search(spelled) else None, None
     size, kind, site = found[1], found[2], found[3]
     model = f"google/gemma-2-{size}" + ("-it" if kind == "it" else "")
-    if "/embedding" in spelled:
+    if _EMBEDDING.search(spelled):
         return model, "embed", None
-    layer = re.search(r"/layer_(\d+)", spelled)
+    layer = re.search(r".*/layer_(\d+)", spelled)
     if layer is None or site not in _SITES:
         return model, None, None
     places = [our_hookpoint(p.format(layer[1]), model) if p else None for p in _SITES[site]]
@@ -113,9 +118,8 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     bar = thresholds(coder)
     if bar is None or coder.W_skip is not None:
         raise UserError(
-            f"Gemma Scope has no `{coder.architecture}`"
-            + (" with a linear path" if coder.W_skip is not None else ""),
-            "allowed: jumprelu, relu and batch_topk, without normalisation of their own",
+            f"Gemma Scope has no {described(coder)}",
+            f"allowed: {', '.join(THRESHOLDED)}, with nothing beside",
         )
     weights = plain(coder)
     arrays = {

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from monosemy.errors import UserError
-from monosemy.formats.files import read_json, read_safetensors, tensor_shapes
-from monosemy.formats.format import Content, Format, Given, coder_from, log_threshold
+from monosemy.formats.files import read_json, read_safetensors, tensor_shapes, text
+from monosemy.formats.format import UNKNOWN, Content, Format, Given, coder_from, log_threshold
 from monosemy.formats.names import our_hookpoint, spelled_path
 
 WEIGHTS, SETTINGS, CONTEXT = "params.safetensors", "config.json", 1024
@@ -68,9 +68,11 @@ def read(path: Path, given: Given) -> Content:
         file.take("affine_skip_connection", (d_in, d_out))  # says what there is instead
     file.done()
     hookpoint, target = _places(settings, path)
+    if "W_skip" in tensors:
+        target = target or UNKNOWN
     model = _model(settings, path)
     return Content(
-        coder=coder_from("jumprelu", tensors),
+        coder=coder_from("jumprelu", tensors, given.scale),
         model=model,
         hookpoint=hookpoint,
         target=target if target != hookpoint else None,
@@ -82,9 +84,9 @@ def read(path: Path, given: Given) -> Content:
 
 def _model(settings: dict[str, Any], path: Path) -> str | None:
     """Return the Hub id of a model that files call `gemma-v3-1b-pt`."""
-    name = settings.get("model_name")
+    name = text(settings, "model_name", path.parent / SETTINGS)
     if not name:
-        found = re.search(r"gemma-scope-2-(\w+-(?:pt|it))", spelled_path(path))
+        found = re.search(r".*gemma-scope-2-(\w+-(?:pt|it))", spelled_path(path))
         name = f"gemma-3-{found[1]}" if found else None
     if not name:
         return None
@@ -94,13 +96,14 @@ def _model(settings: dict[str, Any], path: Path) -> str | None:
 
 
 def _places(settings: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
-    if settings.get("hf_hook_point_in"):
-        names = [settings["hf_hook_point_in"], settings.get("hf_hook_point_out")]
+    file = path.parent / SETTINGS
+    names = [text(settings, f"hf_hook_point_{side}", file) for side in ("in", "out")]
+    if names[0]:
         found = [our_hookpoint(n.removesuffix(".output")) if n else None for n in names]
         return found[0], found[1]
     spelled = spelled_path(path)
-    layer = re.search(r"layer_(\d+)", spelled)
-    site = re.search(f"/({'|'.join(_SITES)})", spelled)
+    layer = re.search(r".*layer_(\d+)", spelled)
+    site = re.search(f".*/({'|'.join(_SITES)})", spelled)
     if layer is None or site is None:
         return None, None
     inside = [

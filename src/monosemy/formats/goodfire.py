@@ -36,7 +36,7 @@ def read(path: Path, given: Given) -> Content:
     file.done()
     named = re.search(r"(Llama-[\d.]+-\d+B-Instruct)-SAE-l(\d+)", path.name)
     return Content(
-        coder=coder_from("relu", tensors),
+        coder=coder_from("relu", tensors, given.scale),
         model=f"meta-llama/{named[1]}" if named else None,
         hookpoint=f"layers.{named[2]}" if named else None,
         notes=[] if named else ["model and layer are not in the file's name"],

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from monosemy.formats.files import needed, needed_count, pt_shapes, read_json, read_pt, tensors_of
 from monosemy.formats.format import Content, Format, Given, coder_from, subtract_first
-from monosemy.formats.names import our_hookpoint
+from monosemy.formats.names import hub_model, our_hookpoint
 
 MODEL, CONTEXT = "openai-community/gpt2", 128
+"""Where the configuration does not say."""
 _NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
 
 
@@ -42,9 +43,10 @@ def read(path: Path, given: Given) -> Content:
     }
     file.done()
     subtract_first(tensors, tensors["b_dec"])
+    name = settings.get("model_name")
     return Content(
-        coder=coder_from("relu", tensors),
-        model=MODEL,
+        coder=coder_from("relu", tensors, given.scale),
+        model=hub_model(name) if isinstance(name, str) and name else MODEL,
         hookpoint=our_hookpoint(str(needed(settings, "act_name", _settings(path)))),
         context=CONTEXT,
         settings=settings,

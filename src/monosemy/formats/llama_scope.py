@@ -7,7 +7,6 @@ features, in units of activations as they are; the second `config.json`,
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from torch import Tensor
 from monosemy.errors import UserError
 from monosemy.formats.files import (
     Tensors,
-    needed,
+    flag,
+    needed_number,
     read_json,
     read_safetensors,
     tensor_shapes,
 )
 from monosemy.formats.format import Content, Format, Given
-from monosemy.formats.llamascopium import content_of, saved_norms, sizes
+from monosemy.formats.llamascopium import content_of, saved_norms, scales, sizes
 from monosemy.formats.names import spelled_path
 
 SETTINGS, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
@@ -65,9 +65,9 @@ def read(path: Path, given: Given) -> Content:
         "b_enc": file.take("encoder.bias", (width,)),
         "W_dec": file.take("decoder.weight", (d, width)).T,
     }
-    if settings.get("use_decoder_bias", True):
+    if flag(settings, "use_decoder_bias", settings_path, True):
         tensors["b_dec"] = file.take("decoder.bias", (d,))
-    norms = {**_norms(settings), **saved_norms(file)}
+    norms = {**_norms(settings, settings_path), **saved_norms(file)}
     settings = {"act_fn": "jumprelu", **settings}
     if is_first:
         content = _first(settings, settings_path, tensors, norms, given)
@@ -97,21 +97,12 @@ def _first(
     bar = None
     if settings["act_fn"] == "jumprelu":
         # Set after scales had been folded, unlike the weights that are saved with it.
-        scale = _scale(settings, norms, given)
-        bar = torch.full(
-            (len(tensors["b_enc"]),), float(needed(settings, "jump_relu_threshold", path)) * scale
-        )
+        threshold = needed_number(settings, "jump_relu_threshold", path)
+        scale, _ = scales(settings, path, norms, given)
+        bar = torch.full((len(tensors["b_enc"]),), threshold * scale)
         # JumpReLU of this version looks at no norms, whatever the configuration says.
         settings = {**settings, "sparsity_include_decoder_norm": False}
     return content_of(settings, path, tensors, bar, norms, given)
-
-
-def _scale(settings: dict[str, Any], norms: dict[str, float], given: Given) -> float:
-    if settings.get("norm_activation", "dataset-wise") != "dataset-wise":
-        return 1.0
-    if given.scale is not None:
-        return given.scale
-    return math.sqrt(settings["d_model"]) / norms["in"] if norms.get("in") else 1.0
 
 
 def _bar(settings: dict[str, Any], file: Tensors, width: int) -> Tensor | None:
@@ -120,14 +111,14 @@ def _bar(settings: dict[str, Any], file: Tensors, width: int) -> Tensor | None:
     return None
 
 
-def _norms(settings: dict[str, Any]) -> dict[str, float]:
+def _norms(settings: dict[str, Any], path: Path) -> dict[str, float]:
     found = settings.get("dataset_average_activation_norm") or {}
-    if not isinstance(found, dict) or not all(isinstance(v, int | float) for v in found.values()):
+    if not isinstance(found, dict):
         raise UserError(
             f"`dataset_average_activation_norm` is {found!r}",
             "a norm for each hook point was expected",
         )
-    return {name: float(norm) for name, norm in found.items()}
+    return {name: needed_number(found, name, path) for name in found}
 
 
 FORMAT = Format(

@@ -22,19 +22,25 @@ from monosemy.coders import Dictionary, SparseCoder
 from monosemy.errors import UserError
 from monosemy.formats.files import (
     Tensors,
+    flag,
     needed,
     needed_count,
+    needed_number,
     read_json,
     read_pt,
     read_safetensors,
     tensor_shapes,
     tensors_of,
+    text,
 )
 from monosemy.formats.format import (
+    RELU,
+    THRESHOLDED,
     Content,
     Format,
     Given,
     coder_from,
+    described,
     log_threshold,
     plain,
     subtract_first,
@@ -81,7 +87,7 @@ def read(path: Path, given: Given) -> Content:
         "b_enc": file.take("b_E", (width,)),
         "W_dec": file.take("W_D", (width, d)),
     }
-    if settings.get("use_decoder_bias", True):
+    if flag(settings, "use_decoder_bias", path / SETTINGS, True):
         tensors["b_dec"] = file.take("b_D", (d,))
     norms = saved_norms(file)
     bar = None
@@ -113,13 +119,12 @@ def content_of(
     """
     if settings.get("use_glu_encoder"):
         raise UserError(f"`{path}` has a gated linear encoder", "it is not among our architectures")
-    hook_in = needed(settings, "hook_point_in", path)
-    hook_out = settings.get("hook_point_out") or hook_in
+    hook_in, hook_out = _places(settings, path)
     lengths = tensors["W_dec"].norm(dim=1)
-    by_norm = bool(settings.get("sparsity_include_decoder_norm", True))
-    if settings.get("use_decoder_bias", True) and settings.get("apply_decoder_bias_to_pre_encoder"):
+    by_norm = flag(settings, "sparsity_include_decoder_norm", path, True)
+    if "b_dec" in tensors and flag(settings, "apply_decoder_bias_to_pre_encoder", path):
         subtract_first(tensors, tensors["b_dec"])
-    for_input, for_output = _scales(settings, path, norms, (hook_in, hook_out), given)
+    for_input, for_output = scales(settings, path, norms, given)
     tensors["W_enc"] = tensors["W_enc"] * for_input
     for name in {"W_dec", "b_dec"} & tensors.keys():
         tensors[name] = tensors[name] / for_output
@@ -152,8 +157,8 @@ def sizes(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
     d = needed_count(settings, "d_model", path)
     if settings.get("d_sae"):
         return d, needed_count(settings, "d_sae", path)
-    factor = needed(settings, "expansion_factor", path)
-    if not isinstance(factor, int | float) or factor <= 0:
+    factor = needed_number(settings, "expansion_factor", path)
+    if factor <= 0:
         raise UserError(f"`expansion_factor` of `{path}` is {factor!r}", "it must be above 0")
     return d, round(d * factor)
 
@@ -164,16 +169,24 @@ def saved_norms(file: Tensors) -> dict[str, float]:
     return {name.removeprefix(NORM): float(file.take(name, ())) for name in names}
 
 
-def _scales(
+def scales(
     settings: Mapping[str, Any],
     path: Path,
     norms: Mapping[str, float],
-    hooks: tuple[str, str],
     given: Given,
 ) -> tuple[float, float]:
-    """Return what input and output were multiplied by in training."""
+    """Return what input and output were multiplied by in training.
+
+    Raises:
+        UserError: their mean norms are not known, or are none, or each token had its own.
+    """
     how = settings.get("norm_activation", "dataset-wise")
     if how == "inference":
+        if given.scale is not None:
+            raise UserError(
+                f"a scale of {given.scale:g} is given, but `{path}` says that it is folded",
+                "drop it",
+            )
         return 1.0, 1.0
     if how != "dataset-wise":
         raise UserError(
@@ -183,7 +196,7 @@ def _scales(
     if given.scale is not None:
         return given.scale, given.scale
     found = []
-    for hook, side in zip(hooks, ("in", "out"), strict=True):
+    for hook, side in zip(_places(settings, path), ("in", "out"), strict=True):
         norm = norms.get(hook, norms.get(side))
         if norm is None or not math.isfinite(norm) or norm <= 0:
             raise UserError(
@@ -193,6 +206,12 @@ def _scales(
             )
         found.append(math.sqrt(settings["d_model"]) / norm)
     return found[0], found[1]
+
+
+def _places(settings: Mapping[str, Any], path: Path) -> tuple[str, str]:
+    """Return the hook points encoded and explained."""
+    hook_in = text(settings, "hook_point_in", path) or needed(settings, "hook_point_in", path)
+    return hook_in, text(settings, "hook_point_out", path) or hook_in
 
 
 def _weights(path: Path) -> Tensors:
@@ -215,10 +234,8 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     is_topk = coder.architecture == "topk" and coder.importance is None and not coder.normalise
     if (bar is None and not is_topk) or coder.W_skip is not None or coder.d_in != coder.d_out:
         raise UserError(
-            f"llamascopium has no `{coder.architecture}` from {coder.d_in} to {coder.d_out} "
-            "with all that it has",
-            "allowed: relu, jumprelu, batch_topk and topk of one width, without linear path, "
-            "normalisation and importance",
+            f"llamascopium has no {described(coder)}, from {coder.d_in} to {coder.d_out}",
+            f"allowed: topk, {', '.join(THRESHOLDED)} of one width, with nothing beside",
         )
     weights = plain(coder)
     saved = {
@@ -227,7 +244,7 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
         "W_D": weights["W_dec"],
         "b_D": weights["b_dec"],
     }
-    activation = "topk" if is_topk else "relu" if coder.architecture == "relu" else "jumprelu"
+    activation = "topk" if is_topk else "relu" if coder.architecture in RELU else "jumprelu"
     if activation == "jumprelu":
         assert bar is not None
         saved[_THRESHOLD] = log_threshold(bar)

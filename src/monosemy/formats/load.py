@@ -6,7 +6,7 @@ from pathlib import Path
 
 from monosemy.artefact import MANIFEST
 from monosemy.coders import Dictionary
-from monosemy.errors import UserError, nearest
+from monosemy.errors import UserError, nearest, reason
 from monosemy.formats import (
     circuit_tracer,
     dictionary_learning,
@@ -64,9 +64,22 @@ def load(
     """
     given = given or Given()
     path = Path(source)
-    if not path.exists():
-        return _load_fetched(str(source), format, given)
+    try:
+        if not path.exists():
+            return _load_fetched(str(source), format, given)
+        return _load_local(path, format, given, str(source))
+    except OSError as error:
+        hint = "check its name, and that you may read it"
+        raise UserError(f"`{path}` cannot be read: {reason(error)}", hint) from error
+
+
+def _load_local(path: Path, format: str | None, given: Given, source: str) -> Dictionary:
     if format is None and _is_ours(path):
+        if given != Given():
+            raise UserError(
+                f"`{path}` is monosemy's own and says all about itself",
+                "drop what is given beside it, or import the other tool's files again",
+            )
         return Dictionary.from_pretrained(path)
     found = _named(format) if format is not None else recognise(path)
     if isinstance(found, Path):
@@ -74,7 +87,7 @@ def load(
     if found.read is None:
         raise UserError(f"{found.title} is written, not read", f"allowed: {_readable()}")
     content = found.read(path, given)
-    return as_dictionary(content, given, str(source), found.name)
+    return as_dictionary(content, given, source, found.name)
 
 
 def _load_fetched(source: str, format: str | None, given: Given) -> Dictionary:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from monosemy.coders import SparseCoder
 from monosemy.errors import UserError
-from monosemy.formats.files import needed, pt_shapes, read_pt, tensors_of
+from monosemy.formats.files import needed, needed_count, pt_shapes, read_pt, tensors_of
 from monosemy.formats.format import Content, Format, Given, coder_from, subtract_first
 from monosemy.formats.names import our_hookpoint
 
@@ -61,7 +61,7 @@ def read(path: Path, given: Given) -> Content:
     subtract_first(tensors, tensors["b_dec"])
     hookpoint = _hookpoint(path)
     return Content(
-        coder=_coder(values, tensors, path),
+        coder=_coder(values, tensors, path, given),
         model=MODEL,
         hookpoint=hookpoint,
         context=CONTEXT,
@@ -72,21 +72,25 @@ def read(path: Path, given: Given) -> Content:
     )
 
 
-def _coder(values: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> SparseCoder:
+def _coder(
+    values: dict[str, Any], tensors: dict[str, Tensor], path: Path, given: Given
+) -> SparseCoder:
     activation = values.get("activation", "ReLU")
     if activation == "ReLU":
-        return coder_from("relu", tensors)
+        return coder_from("relu", tensors, given.scale)
     if activation != "TopK":
         raise UserError(f"`{path}` has activation `{activation}`", "allowed: ReLU, TopK")
     state = needed(values, "activation_state_dict", path)
+    if not isinstance(state, dict):
+        raise UserError(f"`activation_state_dict` of `{path}` is {state!r}", "fields were expected")
     after = state.get("postact_fn", "ReLU")
     if after != "ReLU":
         raise UserError(
             f"`{path}` keeps the largest and applies `{after}` to them",
             "allowed: ReLU: features fire above 0",
         )
-    k = int(needed(state, "k", path))
-    return coder_from("topk", tensors, k=k, normalise="layer_norm")
+    k = given.k or needed_count(state, "k", path)
+    return coder_from("topk", tensors, given.scale, k=k, normalise="layer_norm")
 
 
 def _hookpoint(path: Path) -> str | None:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from monosemy.errors import UserError
+from monosemy.formats import hook_z
 from monosemy.formats.files import pt_shapes, read_pt, tensors_of
 from monosemy.formats.format import Content, Format, Given, coder_from
 from monosemy.formats.names import spelled_path
@@ -17,8 +18,11 @@ NAMES = {"W_enc", "W_dec", "b_enc", "b_dec"}
 
 
 def recognises(path: Path) -> bool:
-    """Say whether a file has these weights, with a row of the encoder for each feature."""
-    if path.suffix != ".pt" or not path.is_file():
+    """Say whether a file has these weights, with a row of the encoder for each feature.
+
+    As wide as activations, it may have columns for them: then a configuration says so.
+    """
+    if path.suffix != ".pt" or not path.is_file() or hook_z.recognises(path):
         return False
     shapes = pt_shapes(path)
     return shapes.keys() == NAMES and shapes["W_enc"][:1] == shapes["b_enc"]
@@ -49,7 +53,7 @@ def read(path: Path, given: Given) -> Content:
         )
     layer = re.search(r"layer(\d+)", path.name)
     return Content(
-        coder=coder_from("topk", tensors, k=k),
+        coder=coder_from("topk", tensors, given.scale, k=k),
         model=f"Qwen/{named[1]}" if named else None,
         hookpoint=f"layers.{layer[1]}" if layer else None,
         notes=[] if named else ["the model is not in the names of folders"],

@@ -3,7 +3,8 @@
 `releases.json` has a release under each name:
 
     repo, format, model   on the Hub; a name in `FORMATS`; Hub id
-    widths, k, centred    where known
+    widths, k, centred, normalise
+                          where known
     dictionaries          groups of ids that are told alike, each
         ids               a pattern: `{0..11}` counts, `{a,b}` chooses, one inside another
         path, hookpoint, target, scale
@@ -59,6 +60,7 @@ class Release:
     """Features of its dictionaries, as far as known."""
     k: int | None
     centred: bool | None
+    normalise: str | None
     groups: tuple[dict[str, str], ...]
 
     def ids(self) -> list[str]:
@@ -95,6 +97,7 @@ class Release:
             k=self.k,
             scale=entry.scale,
             centred=self.centred,
+            normalise=self.normalise,
         )
 
     def _texts(self) -> Iterator[tuple[dict[str, str], str]]:
@@ -152,6 +155,7 @@ def _release(name: str, values: dict[str, Any]) -> Release:
         widths=tuple(values.get("widths", ())),
         k=values.get("k"),
         centred=values.get("centred"),
+        normalise=values.get("normalise"),
         groups=tuple(values["dictionaries"]),
     )
 

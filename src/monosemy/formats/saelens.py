@@ -17,12 +17,22 @@ from torch import Tensor
 
 from monosemy.coders import SparseCoder
 from monosemy.errors import UserError, nearest
-from monosemy.formats.files import Tensors, needed, read_json, read_safetensors
+from monosemy.formats.files import (
+    Tensors,
+    flag,
+    needed,
+    needed_count,
+    needed_number,
+    read_json,
+    read_safetensors,
+    text,
+)
 from monosemy.formats.format import (
     Content,
     Format,
     Given,
     coder_from,
+    log_threshold,
     scale_input,
     subtract_first,
 )
@@ -49,7 +59,6 @@ ARCHITECTURES = {
 NORMALISATIONS = {"layer_norm": "layer_norm", "constant_norm_rescale": "rms"}
 """Of each token by itself: theirs -> ours."""
 _SCALE, _WHITEN = "expected_average_only_in", "covariance_whitening"
-_LOWEST_THRESHOLD = torch.finfo(torch.float32).tiny
 
 
 def recognises(path: Path) -> bool:
@@ -88,6 +97,8 @@ def read(path: Path, given: Given) -> Content:
             f"features of abstopk fire on both sides; here feature f is the positive side of "
             f"theirs and feature {width} + f the negative one"
         )
+    if known.centred and per_token == "rms":
+        notes.append("that its model's writing weights were centred is not kept")
     if per_token in NORMALISATIONS.values():
         notes.append("SAELens's features are these divided by each token's spread")
     return Content(
@@ -104,7 +115,7 @@ def read(path: Path, given: Given) -> Content:
 
 
 def _architecture(settings: Mapping[str, Any], path: Path) -> str:
-    name = settings.get("architecture", "standard")
+    name = text(settings, "architecture", path / SETTINGS) or "standard"
     if name == "temporal":
         raise UserError(
             "a temporal SAE's code of a token depends on the tokens before it",
@@ -113,14 +124,14 @@ def _architecture(settings: Mapping[str, Any], path: Path) -> str:
     if name not in ARCHITECTURES:
         raise UserError(
             f"`{path / SETTINGS}` has architecture `{name}`",
-            f"{nearest(str(name), ARCHITECTURES)} allowed: {', '.join(ARCHITECTURES)}".strip(),
+            f"{nearest(name, ARCHITECTURES)} allowed: {', '.join(ARCHITECTURES)}".strip(),
         )
-    activation = settings.get("activation_fn", "relu")
+    activation = settings.get("activation_fn") or "relu"
     if activation not in ("relu", "topk"):
         raise UserError(
             f"`{path / SETTINGS}` has activation `{activation}`", "allowed: `relu`, `topk`"
         )
-    return str(name)
+    return name
 
 
 def _weights(
@@ -185,15 +196,19 @@ def _preprocess(
     Returns:
         What is left to do for each token, as `SparseCoder` calls it, and notes.
     """
-    kind = settings.get("normalize_activations") or "none"
+    kind = (
+        "none"
+        if given.normalise
+        else text(settings, "normalize_activations", path / SETTINGS) or "none"
+    )
     allowed = ["none", _SCALE, _WHITEN, *NORMALISATIONS]
     if kind not in allowed:
         raise UserError(
             f"`{path / SETTINGS}` has normalize_activations `{kind}`",
             f"allowed: {', '.join(allowed)}",
         )
-    _subtract_b_dec(tensors, architecture, settings)
-    weighs = bool(settings.get("rescale_acts_by_decoder_norm"))
+    _subtract_b_dec(tensors, architecture, settings, path)
+    weighs = flag(settings, "rescale_acts_by_decoder_norm", path / SETTINGS)
     notes = []
     if kind == _WHITEN:
         if architecture == "matching_pursuit":
@@ -207,7 +222,7 @@ def _preprocess(
         if weighs and "threshold" in tensors:
             tensors["threshold"] = tensors["threshold"] / scale
         if architecture == "matching_pursuit":
-            settings["residual_threshold"] = settings.get("residual_threshold", 0.01) / scale
+            settings["residual_threshold"] = _residual(settings, path) / scale
         notes.append(f"activations were multiplied by {scale:g} in training; that is folded")
     if weighs and kind != _WHITEN:
         _fold_norms(tensors)
@@ -215,25 +230,17 @@ def _preprocess(
 
 
 def _subtract_b_dec(
-    tensors: dict[str, Tensor], architecture: str, settings: Mapping[str, Any]
+    tensors: dict[str, Tensor], architecture: str, settings: Mapping[str, Any], path: Path
 ) -> None:
     if "transcoder" in architecture:
         return
-    applied = settings.get("apply_b_dec_to_input", True)
+    applied = flag(settings, "apply_b_dec_to_input", path / SETTINGS, True)
     if architecture == "matching_pursuit":  # subtracts by itself what it adds
         if not applied:
             tensors["b_dec"] = torch.zeros_like(tensors["b_dec"])
         return
     if applied:
-        _subtract(tensors, tensors["b_dec"])
-
-
-def _subtract(tensors: dict[str, Tensor], before: Tensor) -> None:
-    """Fold a subtraction from activations into every bias of the encoder."""
-    if "b_mag" in tensors:
-        moved = tensors["r_mag"].exp() * (tensors["W_enc"] @ before)
-        tensors["b_mag"] = tensors["b_mag"] - moved
-    subtract_first(tensors, before)
+        subtract_first(tensors, tensors["b_dec"])
 
 
 def _scale(kind: str, path: Path, given: Given) -> float | None:
@@ -247,13 +254,13 @@ def _scale(kind: str, path: Path, given: Given) -> float | None:
     if given.scale is not None or kind != _SCALE:
         return given.scale
     scaler = read_json(path / SCALER) if (path / SCALER).is_file() else {}
-    if not isinstance(scaler.get("scaling_factor"), float | int):
+    if "scaling_factor" not in scaler:
         raise UserError(
             f"activations were scaled in training (`{_SCALE}`), and `{path}` does not say by what",
             "give it with --scale: sqrt(d_in) over the mean norm of activations; SAELens lists it "
             "for its releases as `norm_scaling_factor`",
         )
-    return float(scaler["scaling_factor"])
+    return needed_number(scaler, "scaling_factor", path / SCALER)
 
 
 def _whiten(tensors: dict[str, Tensor], path: Path) -> None:
@@ -264,7 +271,7 @@ def _whiten(tensors: dict[str, Tensor], path: Path) -> None:
     matrix = file.take("matrix", (d_in, d_in))
     inverse = file.take("inverse_matrix", (d_in, d_in))
     tensors["W_enc"] = tensors["W_enc"] @ matrix.T
-    _subtract(tensors, mean)
+    subtract_first(tensors, mean)
     tensors["W_dec"] = tensors["W_dec"] @ inverse
     tensors["b_dec"] = tensors["b_dec"] @ inverse + mean
 
@@ -294,32 +301,42 @@ def _coder(
     options: dict[str, Any] = {"normalise": per_token}
     threshold = tensors.pop("threshold", None)
     if threshold is not None and ours == "jumprelu":
-        # Only what is positive fires in any case.
-        tensors["log_threshold"] = threshold.clamp_min(_LOWEST_THRESHOLD).log()
+        tensors["log_threshold"] = log_threshold(threshold)
     elif threshold is not None:  # ours fires where it is reached, theirs above it
         tensors["threshold"] = threshold.nextafter(torch.tensor(torch.inf))
     if ours in ("topk", "batch_topk", "matryoshka"):
-        k = needed(settings, "k", path / SETTINGS)
-        if not isinstance(k, float | int):
-            raise UserError(f"`{path / SETTINGS}` has k `{k}`", "it must be a number")
+        k = needed_number(settings, "k", path / SETTINGS)  # BatchTopK's may be a fraction
+        if k <= 0:
+            raise UserError(f"`k` of `{path / SETTINGS}` is {k:g}", "it must be above 0")
         options["k"] = max(round(k), 1)
     if ours == "matryoshka":
         width = len(tensors["b_enc"])
-        widths = list(needed(settings, "matryoshka_widths", path / SETTINGS))
+        widths = needed(settings, "matryoshka_widths", path / SETTINGS)
+        if not isinstance(widths, list) or not all(isinstance(w, int) for w in widths):
+            raise UserError(
+                f"`{path / SETTINGS}` has matryoshka_widths `{widths}`",
+                "rising widths were expected",
+            )
         options["prefixes"] = widths if widths[-1:] == [width] else [*widths, width]
     if ours == "matching_pursuit":
-        options["steps"] = settings.get("max_iterations")
-        options["stop_norm"] = float(settings.get("residual_threshold", 0.01))
-        options["stop_repeating"] = bool(settings.get("stop_on_duplicate_support", True))
+        options["steps"] = _count(settings, "max_iterations", path)
+        options["stop_norm"] = _residual(settings, path)
+        options["stop_repeating"] = flag(
+            settings, "stop_on_duplicate_support", path / SETTINGS, True
+        )
     return coder_from(ours, tensors, **options)
 
 
 def _count(settings: Mapping[str, Any], name: str, path: Path) -> int | None:
-    """Return a size that the configuration states; None where it does not."""
-    value = settings.get(name)
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise UserError(f"`{path / SETTINGS}` has {name} `{value}`", "it must be 1 or more")
-    return value
+    """Return a number that the configuration states; None where it does not."""
+    return None if settings.get(name) is None else needed_count(settings, name, path / SETTINGS)
+
+
+def _residual(settings: Mapping[str, Any], path: Path) -> float:
+    """Return the norm below which matching pursuit stops; SAELens's own where none is said."""
+    return needed_number(
+        {"residual_threshold": 0.01, **settings}, "residual_threshold", path / SETTINGS
+    )
 
 
 FORMAT = Format(name="saelens", title="SAELens", recognises=recognises, read=read, write=write)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from monosemy.coders import Dictionary
 from monosemy.corpus import TokenPolicy
+from monosemy.errors import UserError
+from monosemy.formats.files import needed_count
 from monosemy.formats.format import UNKNOWN, Given
 from monosemy.formats.names import hub_model, lens_hookpoint, lens_model, our_hookpoint
 
@@ -23,24 +26,36 @@ _RENAMED = {
     "hook_point_layer": "hook_layer",
     "activation_fn_str": "activation_fn",
 }
+_SEES = re.compile(r"gemma-3-\d\db|gemma-3-[4-9]b|-vl|vision|gemma-3n|gemma-4")
+"""Models that see images too: their blocks are below another module."""
 _RESIDUAL = re.compile(r".*hook_(embed|pos_embed|resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
 """Hook points that writing weights write to."""
 _RMS_NORMED = ("gemma", "llama", "mistral", "mixtral", "qwen", "phi-3", "olmo", "deepseek")
 """Models whose norms take no mean away: TransformerLens does not centre them when asked to."""
+_TEXT, _FIELDS = (str, "text"), (Mapping, "fields by name")
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("model_name", "hook_name", "hf_hook_name"), _TEXT),
+    **dict.fromkeys(("hook_name_out", "hf_hook_name_out", "dataset_path"), _TEXT),
+    **dict.fromkeys(("model_from_pretrained_kwargs", "activation_fn_kwargs"), _FIELDS),
+    "seqpos_slice": (list, "a list"),
+    "context_size": (int, "a whole number"),
+}
 _HARMLESS = ("device", "n_devices", "device_map", "cache_dir", "token", "move_to_device")
 
 
 def as_v6(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration in version 6's layout; the flat ones before lacked some fields."""
     if isinstance(settings.get("metadata"), Mapping):
-        return dict(settings)
+        return {**settings, "metadata": _checked(settings["metadata"])}
     flat = {_RENAMED.get(name, name): value for name, value in settings.items()}
-    hook = str(flat.get("hook_name") or "").replace("{layer}", str(flat.get("hook_layer")))
+    flat = _checked(flat)
+    hook = (flat.get("hook_name") or "").replace("{layer}", str(flat.get("hook_layer")))
     flat["hook_name"] = hook or None
     flat.setdefault("reshape_activations", "hook_z" if "hook_z" in hook else "none")
     flat.setdefault("prepend_bos", True)
-    if "d_sae" not in flat and {"d_in", "expansion_factor"} <= set(flat):
-        flat["d_sae"] = flat["d_in"] * flat["expansion_factor"]
+    if "d_sae" not in flat and "expansion_factor" in flat:
+        counts = [needed_count(flat, n, Path(SETTINGS)) for n in ("d_in", "expansion_factor")]
+        flat["d_sae"] = counts[0] * counts[1]
     if isinstance(flat.get("normalize_activations"), bool):
         scaled = flat["normalize_activations"]
         flat["normalize_activations"] = "expected_average_only_in" if scaled else "none"
@@ -48,6 +63,30 @@ def as_v6(settings: Mapping[str, Any]) -> dict[str, Any]:
         flat["architecture"] = "topk"
         flat.setdefault("k", (flat.get("activation_fn_kwargs") or {}).get("k"))
     return {**flat, "metadata": flat}
+
+
+def _checked(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata whose fields that are read here are of the kinds they should be.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, (kind, what) in _KINDS.items():
+        value = said.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"`{name}` of `{SETTINGS}` is {value!r}", f"{what} was expected")
+    places = said.get("seqpos_slice") or ()
+    if (
+        len(places) > 3
+        or not all(p is None or isinstance(p, int) for p in places)
+        or 0 in places[2:]
+    ):
+        raise UserError(
+            f"`seqpos_slice` of `{SETTINGS}` is {places!r}", "start, stop and step were expected"
+        )
+    if (said.get("context_size") or 1) < 1:
+        raise UserError(f"`context_size` of `{SETTINGS}` is {said['context_size']}", "at least 1")
+    return dict(said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +130,7 @@ def told(settings: Mapping[str, Any], given: Given, *, is_transcoder: bool) -> T
         model=model,
         hookpoint=hookpoint,
         target=target,
-        context=said.get("context_size") if isinstance(said.get("context_size"), int) else None,
+        context=said.get("context_size"),
         policy=policy,
         corpus={"source": source} if source else {},
         centred=centred,
@@ -125,7 +164,7 @@ def _centred(
     hook = str(said.get("hook_name"))
     if given.centred is not None or _RESIDUAL.fullmatch(hook) is None:
         return bool(given.centred)
-    if any(family in (model or "").lower() for family in _RMS_NORMED):
+    if _is_rms_normed(model or ""):
         return False
     if arguments is None:
         notes.append(
@@ -153,7 +192,7 @@ def _policy(said: Mapping[str, Any], notes: list[str]) -> TokenPolicy:
         notes.append("documents were not joined to fill rows")
     start, stop, step = [*(said.get("seqpos_slice") or ()), None, None, None][:3]
     context = said.get("context_size")
-    if isinstance(context, int):
+    if context is not None:
         start, stop, step = slice(start, stop, step).indices(context)
         stop = None if stop == context else stop
     elif start or stop:
@@ -178,6 +217,13 @@ def metadata(dictionary: Dictionary, lost: list[str]) -> dict[str, Any]:
     if policy.choose != "all" or policy.padding:
         lost.append(f"which tokens count: {policy.to_dict()}")
     centred = dictionary.coder.normalise == "centre"
+    can_say = hook is not None and _RESIDUAL.fullmatch(hook) and not _is_rms_normed(model)
+    if centred and not can_say:
+        centred = False
+        lost.append(
+            "that activations' mean is taken away first: nothing there does so at this hook point, "
+            "and features are others without"
+        )
     if centred:
         lost.append(
             f"that activations' mean is taken away: load the model with {CENTRED}=True, as "
@@ -206,6 +252,10 @@ def metadata(dictionary: Dictionary, lost: list[str]) -> dict[str, Any]:
     return said
 
 
+def _is_rms_normed(model: str) -> bool:
+    return any(family in model.lower() for family in _RMS_NORMED)
+
+
 def _module(hookpoint: str, model: str) -> str | None:
     """Return the path of a hook point's module in `transformers`, where a model's name tells it."""
     name = model.lower()
@@ -216,7 +266,7 @@ def _module(hookpoint: str, model: str) -> str | None:
         stem, attention = "transformer.h", "attn"
     elif "pythia" in name or "neox" in name:
         stem, attention = "gpt_neox.layers", "attention"
-    elif any(family in name for family in _RMS_NORMED):
+    elif _is_rms_normed(name) and not _SEES.search(name):
         stem, attention = "model.layers", "self_attn"
     else:
         return None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monosemy.coders import Dictionary, SparseCoder
 from monosemy.errors import UserError
-from monosemy.formats.format import plain
+from monosemy.formats.format import RELU, plain
 from monosemy.formats.saelens_metadata import SETTINGS, metadata
 
 WEIGHTS = "sae_weights.safetensors"
@@ -24,7 +24,6 @@ NORMALISATIONS = {
     "rms": "constant_norm_rescale",
 }
 _TRAINED_AS = {"batch_topk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
-_RELU = ("relu", "p_anneal", "relu_kl", "nonnegative")
 
 
 def write(dictionary: Dictionary, folder: Path) -> list[str]:
@@ -72,7 +71,7 @@ def _architecture(
 ) -> tuple[str, dict[str, Any]]:
     """Bring weights into SAELens's form; return its architecture and fields of its own."""
     ours, importance = coder.architecture, weights.pop("importance", None)
-    if ours in _RELU:
+    if ours in RELU:
         return "standard", {}
     if ours == "topk":
         if importance is not None:
@@ -99,7 +98,7 @@ def _architecture(
         }
     raise UserError(
         f"SAELens has no architecture that does what `{ours}` does",
-        f"allowed: {', '.join([*_RELU, 'topk', 'jumprelu', *_TRAINED_AS, 'gated'])}",
+        f"allowed: {', '.join([*RELU, 'topk', 'jumprelu', *_TRAINED_AS, 'gated'])}",
     )
 
 
@@ -123,7 +122,7 @@ def _transcoder(coder: SparseCoder, architecture: str) -> str:
         normalised = f" with `{coder.normalise}`" if coder.normalise else ""
         raise UserError(
             f"SAELens has no transcoder of `{coder.architecture}`{normalised}",
-            f"allowed: {', '.join([*_RELU, 'jumprelu', *_TRAINED_AS])}, with no normalisation",
+            f"allowed: {', '.join([*RELU, 'jumprelu', *_TRAINED_AS])}, with no normalisation",
         )
     start = "" if architecture == "standard" else "jumprelu_"
     return f"{start}{'skip_' if coder.W_skip is not None else ''}transcoder"

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError
-from monosemy.formats.files import needed_count, read_json, read_safetensors, tensor_shapes
+from monosemy.formats.files import flag, needed_count, read_json, read_safetensors, tensor_shapes
 from monosemy.formats.format import (
     UNKNOWN,
     Content,
@@ -24,7 +24,6 @@ from monosemy.formats.format import (
     Given,
     coder_from,
     plain,
-    scale_input,
     subtract_first,
 )
 from monosemy.formats.names import hub_model, is_hookpoint, module_path, our_hookpoint
@@ -65,17 +64,15 @@ def read(path: Path, given: Given) -> Content:
         "W_dec": weights.take("W_dec", (width, d_in)),
         "b_dec": weights.take("b_dec", (d_in,)),
     }
-    if settings.get("skip_connection"):
+    if flag(settings, "skip_connection", file):
         tensors["W_skip"] = weights.take("W_skip", (d_in, d_in))
     weights.done()
-    transcode = bool(settings.get("transcode"))
+    transcode = flag(settings, "transcode", file)
     if not transcode:
         subtract_first(tensors, tensors["b_dec"])
-    if given.scale is not None:
-        scale_input(tensors, given.scale)
     k = given.k or needed_count(settings, "k", file)
     content = Content(
-        coder=coder_from(activation, tensors, k=k),
+        coder=coder_from(activation, tensors, given.scale, k=k),
         settings=settings,
         **_provenance(path.absolute(), transcode=transcode),
     )
@@ -95,7 +92,9 @@ def _provenance(path: Path, *, transcode: bool) -> dict[str, Any]:
     run = run if "sae" in run else {}  # else it is somebody else's file
     notes = [] if run else [f"no `{RUN}` of sparsify beside the folder: the model is not known"]
     hookpoint, target = None, UNKNOWN if transcode else None
-    if path.name not in (run.get("hookpoints") or []) and not is_hookpoint(path.name):
+    known = run.get("hookpoints")
+    known = known if isinstance(known, list) else []
+    if path.name not in known and not is_hookpoint(path.name):
         notes.append(f"the folder's name, `{path.name}`, is no hook point: that is not known")
     elif transcode:
         target = our_hookpoint(path.name)
@@ -182,6 +181,11 @@ def _check_fits(dictionary: Dictionary) -> None:
             "export a dictionary that was trained without whitening",
         )
     place = dictionary.explains
+    if not re.fullmatch(r"\w[\w.-]*", place):
+        raise UserError(
+            f"sparsify names a folder after the hook point, and `{place}` is no name of one",
+            "attach it to its model first: monosemy doctor",
+        )
     if place.endswith(".input"):
         raise UserError(
             f"sparsify explains what modules put out, not `{place}`", "choose another format"
