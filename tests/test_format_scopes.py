@@ -121,7 +121,7 @@ def test_openai_places_are_named_by_folders(tmp_path: Path) -> None:
     for folder, expected in (
         ("resid_delta_attn_v5_128k", "layers.8.attn"),
         ("resid_delta_mlp_v4", "layers.8.mlp"),
-        ("resid_post_attn_v5_32k", "blocks.8.hook_resid_mid"),
+        ("resid_post_attn_v5_32k", "layers.8.mid"),
         ("mlp_post_act", "blocks.8.mlp.hook_post"),
         ("downloads", "unknown"),
     ):

@@ -73,7 +73,7 @@ def test_transcoders_have_both_ends() -> None:
     assert (entry.hookpoint, entry.target) == ("layers.9.mlp.input", "layers.9.mlp")
     # Read before the norm, not after it.
     entry = release_named("mntss-llama-3.2-1b-transcoders").entry("layer_9")
-    assert (entry.hookpoint, entry.target) == ("blocks.9.hook_resid_mid", "layers.9.mlp")
+    assert (entry.hookpoint, entry.target) == ("layers.9.mid", "layers.9.mlp")
 
 
 @pytest.mark.parametrize(
