@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from monosemy.cli.main import main
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
+from monosemy.evaluation import evaluate
 from monosemy.formats import delphi, neuronpedia
 from monosemy.formats.sites import INTERVALS, Showing, SiteOptions, finite
 from monosemy.formats.writers import export_run
@@ -26,13 +27,14 @@ from monosemy.lm import LM
 from monosemy.training import Run
 
 NAME = SiteOptions(name="tiny-res", creator="me")
+FEW = SiteOptions(name="tiny-res", creator="me", features=(0, 1, 2, 3))
 
 
 @pytest.fixture(scope="module")
 def folder(run: Run, lm: LM, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site") / "run"
     run.dictionary.save_pretrained(folder / "dictionary")
-    features = build_features(run.dictionary, lm, corpus, folder / "index", tokens=3000)
+    features = build_features(run.dictionary, lm, corpus, folder / "index", tokens=1000)
     feature = features.live[0]
     row = {"feature": feature, "explanation": "a\0 word " + "x" * 600, "model": "judge"}
     features.index.write_table("explanations", [row])
@@ -235,9 +237,9 @@ def test_upload_goes_on_after_what_was_accepted(folder: Path, site: Site, tmp_pa
     done = tmp_path / "done"
     site.faults = [200, 400]
     with pytest.raises(UserError, match=r"answers 400: key was \*\*\*"):
-        neuronpedia.upload(folder, NAME, done, url=site.url)
-    assert neuronpedia.upload(folder, NAME, done, url=site.url) == 1
-    assert neuronpedia.upload(folder, NAME, done, url=site.url) == 0
+        neuronpedia.upload(folder, FEW, done, url=site.url)
+    assert neuronpedia.upload(folder, FEW, done, url=site.url) == 1
+    assert neuronpedia.upload(folder, FEW, done, url=site.url) == 0
     assert [path for path, _ in site.bodies] == [
         "/api/source-set/new",
         "/api/feature/upload-batch",
@@ -327,6 +329,78 @@ def test_a_damaged_latent_cache_is_refused(cache: Path, damage: Any, said: str) 
     damage(cache)
     with pytest.raises(UserError, match=said):
         delphi.read_cache(cache)
+
+
+# --- circuit-tracer's viewer -----------------------------------------------------------------
+
+
+def test_feature_details_are_as_the_viewer_reads_them(
+    folder: Path, index: Index, tmp_path: Path
+) -> None:
+    shown = SiteOptions(features=tuple(index.live[:2]))
+    export_run(folder, "feature-details", tmp_path / "o", shown)
+    files = list((tmp_path / "o" / "features").iterdir())
+    assert len(files) == 2
+    for path in files:
+        details = json.loads(path.read_text("utf-8"), parse_constant=only_finite)
+        feature = details["index"]
+        assert int(path.stem) == (1 + feature) * (2 + feature) // 2 + feature  # of layer 1
+        strongest = details["examples_quantiles"][0]["examples"][0]
+        peak = strongest["tokens_acts_list"][strongest["train_token_ind"]]
+        assert peak == details["act_max"] == pytest.approx(float(index.max[feature]))
+        assert len(strongest["tokens"]) == len(strongest["tokens_acts_list"])
+        assert all(isinstance(t, str) for t in details["top_logits"] + details["bottom_logits"])
+
+
+# --- SAEBench --------------------------------------------------------------------------------
+
+REQUIRED = {
+    "eval_config",
+    "eval_id",
+    "datetime_epoch_millis",
+    "eval_result_metrics",
+    "sae_bench_commit_hash",
+    "sae_lens_id",
+    "sae_lens_release_id",
+    "sae_lens_version",
+    "sae_cfg_dict",
+}
+"""Of every result, in SAEBench's JSON schemas."""
+
+
+def test_saebench_has_evaluations_and_scored_explanations(
+    folder: Path, run: Run, index: Index, tmp_path: Path
+) -> None:
+    evaluation = evaluate(
+        run, suites=["reconstruction"], draws=20, tokens=1000, loss_tokens=300
+    ).to_dict()
+    (folder / "metrics.json").write_text(json.dumps(evaluation))
+    path = folder / "index" / "explanations.jsonl"
+    before = path.read_bytes()
+    scored = [
+        {"feature": f, "explanation": "x", "model": "judge", "scores": scores(value)}
+        for f, value in zip(index.live, (0.5, 0.9), strict=False)
+    ]
+    try:
+        index.write_table("explanations", scored)
+        lost = export_run(folder, "saebench", tmp_path / "o", NAME)
+    finally:
+        path.write_bytes(before)
+        (folder / "metrics.json").unlink()
+    files = {p.parent.name: p for p in (tmp_path / "o").rglob("*.json")}
+    assert set(files) == {"core", "autointerp"}
+    assert {p.name for p in files.values()} == {"tiny-res_layers.1_eval_results.json"}
+    found = {kind: json.loads(p.read_text()) for kind, p in files.items()}
+    assert all(set(values) >= REQUIRED for values in found.values())
+    judged = found["autointerp"]["eval_result_metrics"]["autointerp"]
+    assert judged["autointerp_score"] == pytest.approx(0.7)
+    assert judged["autointerp_std_dev"] == pytest.approx(0.4 / 2**0.5)  # of a sample, as there
+    assert not any("autointerp" in what for what in lost) and any("scr" in w for w in lost)
+
+
+def scores(value: float) -> dict[str, Any]:
+    figure = {"value": value, "low": value, "high": value}
+    return {"detection": {"dictionary": {"figures": {"balanced accuracy": figure}}}}
 
 
 # --- the command -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from monosemy.evaluation.evaluate import (
     open_dictionary_corpus,
 )
 from monosemy.evaluation.result import Evaluation, Judgement, Plot, SuiteResult, Table
-from monosemy.evaluation.saebench import write_saebench
+from monosemy.evaluation.saebench import write_autointerp, write_saebench
 from monosemy.evaluation.spread import measure_spread
 from monosemy.evaluation.subject import NotMeaningful, Subject, Suite
 from monosemy.evaluation.suites import SUITES, choose_suites, run_suites
@@ -36,5 +36,6 @@ __all__ = [
     "open_dictionary_corpus",
     "run_suites",
     "score_tasks",
+    "write_autointerp",
     "write_saebench",
 ]

@@ -8,9 +8,11 @@ measured, or is another figure, is left out. `eval_config` says how it was measu
 from __future__ import annotations
 
 import json
+import statistics
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from monosemy.artefact import write_text
 from monosemy.coders import Dictionary
 from monosemy.evaluation.result import Evaluation, SuiteResult
 from monosemy.evaluation.suites import probing, ravel
+from monosemy.interpret.explain.ask import OWN
 
 VERSION = "0.6.0"
 """Of SAEBench, whose layout this is."""
@@ -44,7 +47,6 @@ def write_saebench(
     Raises:
         UserError: the disk refuses.
     """
-    release, identity = name.replace("/", "_"), dictionary.hookpoint.replace("/", "_")
     written = []
     for result in evaluation.suites:
         if result.suite not in _KINDS or result.skipped:
@@ -53,24 +55,91 @@ def write_saebench(
         metrics, details = metrics_of(result)
         if not metrics:
             continue
-        path = Path(folder) / kind / f"{release}_{identity}_eval_results.json"
         output = {
             "eval_type_id": _TYPES.get(kind, kind),
             "eval_config": _config(evaluation, result),
-            "eval_id": str(uuid.uuid4()),
-            "datetime_epoch_millis": int(time.time() * 1000),
             "eval_result_metrics": metrics,
             "eval_result_details": details,
             "sae_bench_commit_hash": f"monosemy {evaluation.context['environment']['monosemy']}",
-            "sae_lens_id": identity,
-            "sae_lens_release_id": release,
-            "sae_lens_version": None,
-            "sae_cfg_dict": _sae_config(evaluation, dictionary),
-            "eval_result_unstructured": None,
+            "sae_cfg_dict": _sae_config(evaluation.context["model"], dictionary),
         }
-        write_text(path, json.dumps(output, indent=2) + "\n")
-        written.append(path)
+        written.append(_write(output, dictionary, Path(folder) / kind, name))
     return written
+
+
+def write_autointerp(
+    explanations: Mapping[int, Mapping[str, Any]],
+    dictionary: Dictionary,
+    folder: str | Path,
+    name: str = "monosemy",
+) -> list[Path]:
+    """Write how well explanations predict where their features fire, as SAEBench's autointerp.
+
+    Args:
+        explanations: feature -> its row of an index; those without a score by detection do not
+            count.
+        dictionary: whose features they are.
+        folder: as for `write_saebench`.
+        name: as for `write_saebench`.
+
+    Returns:
+        The file; none where there are no scores.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    details: dict[str, dict[str, Any]] = {}
+    for feature, row in explanations.items():
+        found = row.get("scores", {}).get("detection", {}).get(OWN, {})
+        figure = found.get("figures", {}).get("balanced accuracy")
+        if figure is not None:
+            text, score = row["explanation"], figure["value"]
+            details[str(feature)] = {"latent": feature, "explanation": text, "score": score}
+    if not details:
+        return []
+    scores = [found["score"] for found in details.values()]
+    output = {
+        "eval_type_id": "autointerp",
+        "eval_config": {
+            "measured_by": "monosemy",
+            "layout": f"SAEBench {VERSION}",
+            "model_name": dictionary.provenance.model,
+            "n_latents": len(scores),
+            "override_latents": [int(feature) for feature in details],
+            "judges": sorted({row.get("model", "") for row in explanations.values()}),
+            "definitions": {
+                "autointerp_score": "balanced accuracy of detection, by other prompts and contexts "
+                "than SAEBench's own, which is accuracy"
+            },
+        },
+        "eval_result_metrics": {
+            "autointerp": {
+                "autointerp_score": statistics.fmean(scores),
+                "autointerp_std_dev": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+            }
+        },
+        "eval_result_details": [],
+        "sae_bench_commit_hash": f"monosemy {version('monosemy')}",
+        "sae_cfg_dict": _sae_config(dictionary.provenance.model, dictionary),
+        "eval_result_unstructured": details,
+    }
+    return [_write(output, dictionary, Path(folder) / "autointerp", name)]
+
+
+def _write(output: dict[str, Any], dictionary: Dictionary, folder: Path, name: str) -> Path:
+    """Add what each file has, and write it."""
+    release, identity = name.replace("/", "_"), dictionary.hookpoint.replace("/", "_")
+    path = folder / f"{release}_{identity}_eval_results.json"
+    about = {
+        "eval_id": str(uuid.uuid4()),
+        "datetime_epoch_millis": int(time.time() * 1000),
+        "sae_lens_id": identity,
+        "sae_lens_release_id": release,
+        "sae_lens_version": None,
+        "eval_result_unstructured": None,
+    }
+    write_text(path, json.dumps(about | output, indent=2) + "\n")
+    return path
 
 
 _DIFFERENT = {
@@ -113,11 +182,11 @@ def _config(evaluation: Evaluation, result: SuiteResult) -> dict[str, Any]:
     }
 
 
-def _sae_config(evaluation: Evaluation, dictionary: Dictionary) -> dict[str, Any]:
+def _sae_config(model: str, dictionary: Dictionary) -> dict[str, Any]:
     training = dictionary.provenance.training
     found = {
         "architecture": dictionary.coder.architecture,
-        "model_name": evaluation.context["model"],
+        "model_name": model,
         "d_in": dictionary.d_in,
         "d_sae": dictionary.width,
         "hook_name": dictionary.hookpoint,

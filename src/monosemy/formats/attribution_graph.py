@@ -95,7 +95,7 @@ def _node(node: Node, layer: int, length: int, label: str) -> dict[str, Any]:
     is_error = node.feature == ERROR
     return {
         "node_id": f"{layer}_{node.feature}_{place}",
-        "feature": ERROR if is_error else _paired(layer, node.feature),
+        "feature": ERROR if is_error else paired(layer, node.feature),
         "layer": str(layer),
         "ctx_idx": place,
         "feature_type": _ERROR if is_error else _FEATURE,
@@ -109,7 +109,7 @@ def _node(node: Node, layer: int, length: int, label: str) -> dict[str, Any]:
     }
 
 
-def _paired(layer: int, feature: int) -> int:
+def paired(layer: int, feature: int) -> int:
     """Return layer and feature as one number (Cantor)."""
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 

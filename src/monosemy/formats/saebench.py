@@ -9,9 +9,10 @@ from pathlib import Path
 
 from monosemy.coders import Dictionary
 from monosemy.errors import UserError
-from monosemy.evaluation import Evaluation, write_saebench
+from monosemy.evaluation import Evaluation, write_autointerp, write_saebench
 from monosemy.formats.files import read_json
 from monosemy.formats.sites import SiteOptions
+from monosemy.index import Index
 
 _SUITES = {
     "reconstruction": "core",
@@ -28,24 +29,27 @@ def write(run: Path, folder: Path, options: SiteOptions) -> list[str]:
     """Write KIND/NAME_HOOKPOINT_eval_results.json of every kind that was measured.
 
     Raises:
-        UserError: the run has no evaluation.
+        UserError: the run has neither an evaluation nor scored explanations, or none of a kind
+            that SAEBench has.
     """
+    dictionary = Dictionary.from_pretrained(run)
+    explained = Index.open(run).table("explanations") if (run / "index").is_dir() else {}
+    judged = write_autointerp(explained, dictionary, folder, options.name)
     files = sorted(run.glob("metrics*.json"))
-    if not files:
+    if not files and not judged:
         raise UserError(
             f"`{run}` has no evaluation", f"make one with: monosemy evaluate {run} --tier thorough"
         )
-    dictionary = Dictionary.from_pretrained(run)
     measured = set()
     for path in files:  # those of single suites after those of a tier: they are the later ones
         evaluation = Evaluation.from_dict(read_json(path))
         write_saebench(evaluation, dictionary, folder, options.name)
         measured |= {result.suite for result in evaluation.suites if not result.skipped}
-    if not measured & _SUITES.keys():
+    if not measured & _SUITES.keys() and not judged:
         raise UserError(
             f"`{run}` was measured by {', '.join(sorted(measured)) or 'no suite'}",
             f"SAEBench has: {', '.join(_SUITES)}",
         )
     missing = [kind for suite, kind in _SUITES.items() if suite not in measured]
     lost = [f"{kind}: it was not measured" for kind in missing]
-    return [*lost, "autointerp: SAEBench's judge reads other prompts than `monosemy explain`'s"]
+    return lost if judged else [*lost, "autointerp: no explanation was scored by detection"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monosemy.formats import delphi, neuronpedia, saebench, saedashboard
+from monosemy.formats import delphi, feature_details, neuronpedia, saebench, saedashboard
 from monosemy.formats.files import new_folder
 from monosemy.formats.sites import SiteOptions, Writer
 
@@ -13,6 +13,7 @@ WRITERS: dict[str, Writer] = {
     "saedashboard": saedashboard.write,
     "saebench": saebench.write,
     "delphi": delphi.write,
+    "feature-details": feature_details.write,
 }
 """Name -> what writes a run into an empty folder and returns what is not in it."""
 
