@@ -53,7 +53,12 @@ def write(run: Path, folder: Path, options: SiteOptions) -> list[str]:
         explained = [row for f in features for row in _explanations(showing, f, now)]
         if explained:
             _lines(place / "explanations" / name, explained)
-    return [*LOST, "embeddings of explanations: Neuronpedia makes them with a model of its own"]
+    return [
+        *LOST,
+        "embeddings of explanations: Neuronpedia makes them with a model of its own",
+        f"the model's layers and neurons: model.jsonl says {showing.layer + 1} and 0, which matter "
+        "only where Neuronpedia does not know the model",
+    ]
 
 
 # --- files ----------------------------------------------------------------------------------
