@@ -13,6 +13,7 @@ from monosemy.cli.main import main
 from monosemy.coders import Dictionary, attach, diagnose, meet
 from monosemy.corpus import Corpus
 from monosemy.errors import UserError
+from monosemy.evaluation import evaluate
 from monosemy.formats import Given, export, load
 from monosemy.lm import LM
 from monosemy.report.build import run_facts
@@ -172,6 +173,13 @@ def test_another_width_is_refused_even_by_insisting(stranger: Dictionary, corpus
     assert found.cause == "hook point"
     assert "width 256" in found.explanation
     assert stranger.fingerprint is None
+
+
+def test_evaluation_meets_it_before_it_opens_text(stranger: Dictionary, lm: LM) -> None:
+    """The text that others trained on may be anywhere; what it was measured on here is not."""
+    result = evaluate(stranger, lm, suites=["reconstruction"], tokens=600)
+    assert stranger.fingerprint is not None
+    assert result.context["corpus"]["source"] == "builtin:stdlib"
 
 
 def test_facts_say_where_it_was_read_from(stranger: Dictionary, lm: LM, corpus: Corpus) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from handmade import make_transcoder
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from tiny_models import TINY_CAUSAL, tiny_bert
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -82,6 +86,33 @@ def test_saved_and_loaded_it_is_the_same(model: SplicedForCausalLM, tmp_path: Pa
     again.save_pretrained(tmp_path / "again")
     twice = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert torch.equal(twice(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_what_is_pushed_loads_again(
+    model: SplicedForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's part is played by a folder."""
+
+    def create_repo(api: HfApi, repo_id: str, **kwargs: object) -> SimpleNamespace:
+        return SimpleNamespace(repo_id=repo_id)
+
+    def create_commit(
+        api: HfApi, repo_id: str, operations: list[CommitOperationAdd], **kwargs: object
+    ) -> None:
+        for operation in operations:
+            shutil.copy(str(operation.path_or_fileobj), tmp_path / operation.path_in_repo)
+
+    def no_card(*args: object, **kwargs: object) -> None:
+        raise EntryNotFoundError("no card")
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    monkeypatch.setattr(ModelCard, "load", no_card)
+    model.push_to_hub("somebody/spliced")
+    card = (tmp_path / "README.md").read_text()
+    assert "monosemy" in card and "sparse-autoencoder" in card
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
 
 
 def test_it_loads_in_a_fresh_process(model: SplicedForCausalLM, tmp_path: Path) -> None:

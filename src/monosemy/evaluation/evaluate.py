@@ -117,13 +117,13 @@ def make_subject(
         corpus = open_corpus(data)
         dictionary = adopt(dictionary, lm, corpus, hookpoint)
     else:
-        corpus = open_dictionary_corpus(run, data)
-        _check_held_out(dictionary, corpus)
         lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
         if lm.is_causal:
             lm.require_whole("the effect on the loss cannot be measured")
         with lm.unedited():
-            attach(dictionary, lm)
+            attach(dictionary, lm)  # before its text is opened: the first time it gets another
+        corpus = open_dictionary_corpus(run, data)
+        _check_held_out(dictionary, corpus)
     beside = [_beside(dictionary, other, lm, corpus) for other in others]
     return Subject(dictionary, lm, corpus, others=beside, **settings)
 

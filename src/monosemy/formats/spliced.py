@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from monosemy.coders import Clamp, Dictionary, SparseCoder, attach_once, changed, make_coder
+from monosemy.coders.card import TAGS
 from monosemy.coders.changes import ErrorTerm
 from monosemy.errors import UserError, reason
 from monosemy.lm import LM
@@ -115,6 +116,7 @@ class SplicedForCausalLM(PreTrainedModel, GenerationMixin):
                 "save the spliced model again",
             ) from error
         self.post_init()
+        self.add_model_tags(list(TAGS))
         if self.base.generation_config is not None:
             self.generation_config = self.base.generation_config
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monosemy.artefact import write_text
-from monosemy.coders import Clamp, Dictionary
+from monosemy.coders import Clamp, Dictionary, attach_once
 from monosemy.errors import UserError
 from monosemy.evaluation import Evaluation, evaluate, open_dictionary_corpus
 from monosemy.interpret import (
@@ -72,7 +72,7 @@ def report_run(
     dictionary = Dictionary.from_pretrained(folder)
     history = [] if "imported" in dictionary.provenance.training else read_history(folder)
     lm = lm or LM(dictionary.provenance.model, revision=dictionary.provenance.revision)
-    dictionary.to(lm.device)
+    attach_once(dictionary.to(lm.device), lm)
     corpus = open_dictionary_corpus(dictionary)
     evaluation = evaluate(dictionary, lm, corpus, suites=REPORTED)
     found = evaluation["reconstruction"]
