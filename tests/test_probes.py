@@ -165,7 +165,7 @@ def test_no_loss_is_below_its_bound_so_the_least_is_found(
     assert (loss_bounds(a, y) <= losses + 1e-5).all()
     feature, least, line = least_probe_loss(a, y)
     assert least == pytest.approx(losses.min().item(), abs=1e-6)
-    assert cross_entropy(line, a[feature], y).mean().item() == pytest.approx(least, abs=1e-5)
+    assert cross_entropy(line, a[feature], y).mean().item() == pytest.approx(least, abs=1e-4)
 
 
 def test_weighted_means_leave_out_what_is_not_known() -> None:

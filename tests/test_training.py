@@ -270,10 +270,10 @@ def test_a_sweep_over_hook_points_and_budgets(lm: LM, corpus: Corpus) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_frozen_decoder_stays_as_it_began(architecture: str) -> None:
     x = torch.randn(4096, 16) + 3
-    settings = {"architecture": architecture, "width": 40, "tokens": 8192, "batch": 512}
+    settings = {"architecture": architecture, "width": 64, "tokens": 8192, "batch": 512}
     settings["k" if TrainConfig(architecture=architecture).has_k else "target_l0"] = 4
     frozen = fit(x, **settings, freeze_decoder=True, device="cpu").coder
-    began = make_coder(architecture, 16, 40, seed=0)
+    began = make_coder(architecture, 16, 64, seed=0)
     torch.testing.assert_close(frozen.W_dec, began.W_dec.detach())
     assert not torch.allclose(frozen.W_enc, began.W_enc.detach())
     free = fit(x, **settings, device="cpu").coder
