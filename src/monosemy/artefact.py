@@ -77,12 +77,7 @@ def new_artefact(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         load_manifest(folder, kind)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    try:
+    with draft_of(folder) as draft:
         yield draft
         checksums = {}
         for path in sorted(draft.iterdir()):
@@ -93,7 +88,36 @@ def new_artefact(
         for name in keep:
             if (folder / name).is_file():
                 shutil.copy2(folder / name, draft / name)
-        os.chmod(draft, 0o755)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a draft folder to write into, and move it to its place when the block ends.
+
+    Raises:
+        UserError: its place is taken, or the disk refuses; nothing is written then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"`{folder}` exists and is not empty", "choose another with --out")
+    with draft_of(folder) as draft:
+        yield draft
+
+
+@contextlib.contextmanager
+def draft_of(folder: Path) -> Iterator[Path]:
+    """Give a draft beside a folder's place, which takes it when the block ends.
+
+    Raises:
+        UserError: the disk refuses; what was there stays.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    try:
+        yield draft
+        draft.chmod(0o755)
         _swap(draft, folder)
     except (OSError, SafetensorError) as error:
         raise disk_error(folder, error) from error

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+LISTED = 12
+"""Names that an error lists before it counts the rest."""
 
 
 class UserError(Exception):
@@ -27,3 +30,9 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Say which of `known` are spelled most like `name`: "did you mean `a`, `b`?", or ""."""
     found = difflib.get_close_matches(name, dict.fromkeys(known), n=count, cutoff=0.5)
     return f"did you mean {', '.join(f'`{match}`' for match in found)}?" if found else ""
+
+
+def first_of(names: Sequence[str], most: int = LISTED) -> str:
+    """Return names as a list in words, of which the first are named and the others counted."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monosemy.errors import UserError, nearest, reason
+from monosemy.errors import LISTED, UserError, first_of, nearest, reason
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -29,7 +29,6 @@ _PARTS = re.compile(r"W_(enc|dec)_\d+\.safetensors")
 """Files that are one dictionary together."""
 _OF_A_RUN = re.compile(r"(.*cfg|.*config|hyperparams|conf|manifest)\.(json|yaml|yml)")
 """Settings that may stand in folders above a dictionary's, and say what it was trained on."""
-_LISTED = 12
 
 
 LIBRARY = "monosemy"
@@ -116,13 +115,12 @@ def choose(files: Iterable[str], place: Place, offline: bool = False) -> str:
         return below[0]
     where = f"`{place}`" + (" in the cache, with no network," if offline else "")
     if below:
-        more = f" and {len(below) - _LISTED} more" if len(below) > _LISTED else ""
-        shown = ", ".join(f"{place.repo}/{path}" for path in below[:_LISTED])
-        raise UserError(f"{where} holds {len(below)} dictionaries", f"give one: {shown}{more}")
+        shown = first_of([f"{place.repo}/{path}" for path in below])
+        raise UserError(f"{where} holds {len(below)} dictionaries", f"give one: {shown}")
     if place.inside:
-        near = nearest(place.inside, found) or f"it has: {', '.join(found[:_LISTED]) or 'none'}"
+        near = nearest(place.inside, found) or f"it has: {', '.join(found[:LISTED]) or 'none'}"
         raise UserError(f"{where} is no dictionary of that repository", near)
-    there = ", ".join(sorted({name.partition("/")[0] for name in files})[:_LISTED])
+    there = ", ".join(sorted({name.partition("/")[0] for name in files})[:LISTED])
     raise UserError(f"{where} holds no dictionary", f"it has: {there or 'nothing'}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from monosemy.app.feature_map import COLOURS, map_values, points_js
 from monosemy.app.overview import overview_values
 from monosemy.app.pages import STATIC, Filed, file_of, render, report_css
 from monosemy.app.runs import OpenRun
-from monosemy.artefact import disk_error, write_text
+from monosemy.artefact import draft_of, write_text
 from monosemy.errors import UserError
 from monosemy.interpret import choose_features
 from monosemy.progress import Task
@@ -60,20 +59,8 @@ def write_site(run: str | Path, folder: str | Path | None = None, *, most: int =
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
         raise UserError(f"`{folder}` holds something else than a site", "choose another folder")
     features = _features(opened, most)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    try:
+    with draft_of(folder) as draft:
         _write(opened, draft, features)
-        draft.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.replace(folder)
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     live = len(opened.features.live)
     return Site(folder / file_of(""), len(features), live, size)

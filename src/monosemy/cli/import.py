@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -24,35 +24,11 @@ class Command:
     """The run's folder, new; default runs/NAME, by the last part of SOURCE."""
     format: str | None = None
     """Where files fit several formats: which."""
-    model: str | None = None
-    """Hub id of the model, where files do not say or say it wrongly."""
-    hookpoint: str | None = None
-    """Where the activations that it encodes live."""
-    target: str | None = None
-    """Where those live that it explains: makes it a transcoder."""
-    k: int | None = None
-    """Features a token, where neither files nor names tell."""
-    scale: float | None = None
-    """What activations are to be multiplied by, where that was not folded into the weights."""
-    centred: bool | None = None
-    """Activations are of a model whose writing weights were centred, as TransformerLens does unless
-    told not to: their mean over d_in is 0."""
-    normalise: str | None = None
-    """What was done to each token's activations first: `centre`, `layer_norm`, or `rms`, which
-    divides by their root mean square."""
+    given: Annotated[Given, tyro.conf.arg(name="")] = field(default_factory=Given)
 
     def run(self) -> None:
         """Print what it is and what had to be assumed; write it."""
-        given = Given(
-            model=self.model,
-            hookpoint=self.hookpoint,
-            target=self.target,
-            k=self.k,
-            scale=self.scale,
-            centred=self.centred,
-            normalise=self.normalise,
-        )
-        dictionary = load(self.source, format=self.format, given=given)
+        dictionary = load(self.source, format=self.format, given=self.given)
         out = self.out or Path("runs") / _name(self.source)
         new_run_folder(out)
         dictionary.save_pretrained(out / "dictionary")

@@ -31,7 +31,9 @@ from monosemy.errors import UserError
 START_NORM = 0.2
 """Of free directions: the output starts small, and Adam, whose steps have one length, turns short
 directions fast while the encoder keeps its own."""
-NORMALISATIONS = ("", "centre", "layer_norm", "rms")
+DIVIDING = ("layer_norm", "rms")
+"""What divides each token by its own size, so that activations have no other scale."""
+NORMALISATIONS = ("", "centre", *DIVIDING)
 LAYER_NORM_EPSILON = 1e-5
 """Added to the spread divided by, not to the one multiplied by, as OpenAI and SAELens do."""
 _ROWS = 512
@@ -160,7 +162,8 @@ class SparseCoder(nn.Module, ABC):
 
     def pre_activations(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens width"]:
         """Return the encoder's output before selection."""
-        x, _, _ = self.normalised(x)
+        if self.normalise:
+            x, _, _ = self.normalised(x)
         return linear(x, self.W_enc, self.b_enc)  # in one: the sum alone is half a product's time
 
     def encode_sparse(self, x: Float[Tensor, "tokens d_in"]) -> Code:
@@ -171,7 +174,7 @@ class SparseCoder(nn.Module, ABC):
     def code_of(self, x: Float[Tensor, "tokens d_in"], pre: Float[Tensor, "tokens width"]) -> Code:
         """Return the code of tokens whose pre-activations are known."""
         code = self.select(pre)
-        if self.normalise in ("", "centre"):
+        if self.normalise not in DIVIDING:
             return code
         _, _, spread = self.normalised(x)
         return Code(code.values * spread[code.tokens, 0], code.support)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from torch import Tensor
 
 from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.fingerprint import Figures
@@ -13,6 +16,8 @@ from monosemy.errors import UserError
 from monosemy.lm import LM, HookPoint
 from monosemy.lm.hooks import INPUT
 
+_AT_ONCE = 32
+"""Hook points captured in one forward pass when many are tried."""
 _PART_OF_BLOCK = re.compile(r"layers\.\d+\.[^.]+")
 
 Cause = Literal["", "hook point", "scale", "BOS", "tokenizer", "base model"]
@@ -43,6 +48,24 @@ class Diagnosis:
 def place_name(hookpoint: str, target: str) -> str:
     """Return how a place is told: `input -> target` of a transcoder."""
     return hookpoint if hookpoint == target else f"{hookpoint} -> {target}"
+
+
+def misfit(dictionary: Dictionary, lm: LM, hookpoint: str, target: str) -> str | None:
+    """Say which activations, encoded or explained, do not have the dictionary's width, if any."""
+    sizes = {hookpoint: dictionary.d_in, target: dictionary.d_out}
+    for name, size in sizes.items():
+        width = lm.hookpoint(name).width
+        if width != size:
+            return f"activations at `{name}` have width {width}, not {size}"
+    return None
+
+
+def a_few_at_once(
+    names: Sequence[str], capture: Callable[[list[str]], Mapping[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield activations at many hook points, of which only some are in memory at a time."""
+    for start in range(0, len(names), _AT_ONCE):
+        yield from capture(list(names[start : start + _AT_ONCE])).items()
 
 
 def likely_hookpoints(dictionary: Dictionary, lm: LM, width: int) -> list[str]:

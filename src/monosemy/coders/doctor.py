@@ -13,15 +13,19 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from monosemy.coders.diagnosis import Cause, Diagnosis, likely_hookpoints, place_name
+from monosemy.coders.diagnosis import (
+    Cause,
+    Diagnosis,
+    a_few_at_once,
+    likely_hookpoints,
+    misfit,
+    place_name,
+)
 from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.fingerprint import Change, Figures, Fingerprint, measure, tokenise
 from monosemy.coders.first import meet
 from monosemy.errors import UserError
 from monosemy.lm import LM
-
-_AT_ONCE = 32
-"""Hook points captured in one forward pass when many are tried."""
 
 _ATTACHED: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
 """Coder -> the models that its dictionary was seen to fit."""
@@ -102,13 +106,7 @@ class _Examination:
         return self._base_model(observed)
 
     def _misfit(self) -> str | None:
-        """Say which activations do not have the dictionary's width, if any."""
-        sizes = {self.hookpoint: self.dictionary.d_in, self.target: self.dictionary.d_out}
-        for name, size in sizes.items():
-            width = self.lm.hookpoint(name).width
-            if width != size:
-                return f"activations at `{name}` have width {width}, not {size}"
-        return None
+        return misfit(self.dictionary, self.lm, self.hookpoint, self.target)
 
     def _replay(self, before: Change = lambda x: x, after: Change = lambda y: y) -> Figures:
         return self._measure(*self._recorded, before, after)
@@ -206,9 +204,7 @@ class _Examination:
         return found
 
     def _each(self, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the counted tokens' activations at many hook points, a few in memory at once."""
-        for start in range(0, len(names), _AT_ONCE):
-            yield from self._counted(names[start : start + _AT_ONCE]).items()
+        return a_few_at_once(names, self._counted)
 
     def _try_folding(self, observed: Figures | None) -> Diagnosis | None:
         if observed is None:

@@ -9,7 +9,6 @@ activation, and a fingerprint, by which it is known from then on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,15 @@ import torch
 from torch import Tensor
 
 from monosemy.activations import LiveActivations, counted_activations
-from monosemy.coders.diagnosis import Cause, Diagnosis, likely_hookpoints, place_name
+from monosemy.coders.coder import DIVIDING
+from monosemy.coders.diagnosis import (
+    Cause,
+    Diagnosis,
+    a_few_at_once,
+    likely_hookpoints,
+    misfit,
+    place_name,
+)
 from monosemy.coders.dictionary import Dictionary
 from monosemy.coders.fingerprint import Figures, Fingerprint, first_texts, measure, tokenise
 from monosemy.coders.gain import take_gain_back
@@ -39,8 +46,6 @@ _MUCH_BETTER = 0.75
 _EXPLAINS_NOTHING = 0.9
 """FVU from which a dictionary's own L0 says nothing."""
 _SCALES = tuple(2.0**power for power in range(-6, 7))
-_AT_ONCE = 32
-"""Hook points captured in one forward pass."""
 
 
 @torch.no_grad()
@@ -119,9 +124,9 @@ class _Meeting:
             )
         if self.hookpoint == UNKNOWN:
             return self._moved(None, "its files do not say where in the model it belongs")
-        misfit = self._misfit()
-        if misfit is not None:
-            return self._moved(None, misfit)
+        seen = misfit(self.dictionary, self.lm, self.hookpoint, self.target)
+        if seen is not None:
+            return self._moved(None, seen)
         values = self._values([self.hookpoint, self.target])
         x, y = values[self.hookpoint], values[self.target]
         observed, tried = self._figures(x, y), self._tried()
@@ -149,14 +154,6 @@ class _Meeting:
             elsewhere=tried if as_well else {},
         )
 
-    def _misfit(self) -> str | None:
-        sizes = {self.hookpoint: self.dictionary.d_in, self.target: self.dictionary.d_out}
-        for name, size in sizes.items():
-            width = self.lm.hookpoint(name).width
-            if width != size:
-                return f"activations at `{name}` have width {width}, not {size}"
-        return None
-
     def _moved(self, observed: Figures | None, seen: str) -> Diagnosis:
         """Say where it fits best, where that is not known or cannot be right."""
         tried = self._tried()
@@ -174,7 +171,7 @@ class _Meeting:
         What divides each token by its own size has no scale, and a linear path is not centred.
         """
         coder = self.dictionary.coder
-        if self.dictionary.is_transcoder or coder.normalise in ("layer_norm", "rms"):
+        if self.dictionary.is_transcoder or coder.normalise in DIVIDING:
             return {}
         usual = math.sqrt(self.dictionary.d_in) / max(observed.norm, 1e-12)
         scaled = {scale: self._figures(x * scale, x * scale) for scale in (*_SCALES, usual)}
@@ -232,11 +229,8 @@ class _Meeting:
         names = [name for name in names if name != self.hookpoint]
         target = None if self.target == self.hookpoint else self.target
         y = None if target is None else self._values([target])[target]
-        return {name: self._figures(x, x if y is None else y) for name, x in self._each(names)}
-
-    def _each(self, names: list[str]) -> Iterator[tuple[str, Tensor]]:
-        for start in range(0, len(names), _AT_ONCE):
-            yield from self._values(names[start : start + _AT_ONCE]).items()
+        each = a_few_at_once(names, self._values)
+        return {name: self._figures(x, x if y is None else y) for name, x in each}
 
     def _figures(self, x: Tensor, y: Tensor) -> Figures:
         weights, nobody = self.dictionary.coder.W_enc, torch.full((len(x),), -1)

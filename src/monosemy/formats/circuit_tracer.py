@@ -26,6 +26,7 @@ from monosemy.formats.files import (
     text,
 )
 from monosemy.formats.format import (
+    NOT_HELD,
     RELU,
     THRESHOLDED,
     UNKNOWN,
@@ -166,7 +167,7 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
     return [
         f"the other layers: circuit-tracer needs a file for each, and this is layer {layer}",
-        "text, which tokens count, the fingerprint and features' strengths",
+        NOT_HELD,
     ]
 
 

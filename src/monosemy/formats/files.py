@@ -5,13 +5,10 @@ Tensors are asked for by name and shape; what is missing, misshapen or left over
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from monosemy.artefact import disk_error
-from monosemy.errors import UserError, reason
-
-_SHOWN = 12
-"""Names listed in an error before the rest are counted."""
+from monosemy.errors import UserError, first_of, reason
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,32 +110,6 @@ def read_pt(path: Path, *, mapped: bool = False) -> Any:
             raise _would_run(path, _REFUSED_NAME.search(str(error))) from error
         what = str(error).rpartition("WeightsUnpickler error: ")[2]  # PyTorch's advice before it
         raise _damaged(path, ValueError(what) if what else error) from error
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a draft folder to write into, and move it to its place when the block ends.
-
-    Raises:
-        UserError: its place is taken, or the disk refuses; nothing is written then.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"`{folder}` exists and is not empty", "choose another with --out")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    try:
-        yield draft
-        draft.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        draft.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise disk_error(folder, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_npz(path: Path) -> Tensors:
@@ -366,9 +333,7 @@ def _finite(value: Tensor, name: str, path: Path) -> Tensor:
 
 
 def _list(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(n if "`" in n else f"`{n}`" for n in names[:_SHOWN]) + more
+    return first_of([n if "`" in n else f"`{n}`" for n in names])
 
 
 def _check_there(path: Path) -> None:

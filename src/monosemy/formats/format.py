@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from monosemy.coders import Dictionary, Provenance, SparseCoder, make_coder
-from monosemy.coders.coder import NORMALISATIONS
+from monosemy.coders.coder import DIVIDING, NORMALISATIONS
 from monosemy.coders.first import UNKNOWN
 from monosemy.corpus import TokenPolicy
 from monosemy.errors import UserError
@@ -21,6 +21,8 @@ RELU = ("relu", "p_anneal", "relu_kl", "nonnegative")
 """Architectures that differ in training alone: all that is positive fires."""
 THRESHOLDED = (*RELU, "jumprelu", "batch_topk", "matryoshka")
 """Those of which a threshold for each feature decides; see `thresholds`."""
+NOT_HELD = "text, which tokens count, the fingerprint and features' strengths"
+"""Of what `write` returns: what formats of weights alone have no place for."""
 CONTEXT = 128
 """Tokens in a row of text where a file does not say."""
 
@@ -30,16 +32,21 @@ class Given:
     """What files may leave out and somebody knows: said by the user, or by the list of releases."""
 
     model: str | None = None
+    """Hub id of the model, where files do not say or say it wrongly."""
     hookpoint: str | None = None
+    """Where the activations that it encodes live."""
     target: str | None = None
+    """Where those live that it explains: makes it a transcoder."""
     k: int | None = None
-    """Features a token, where weights do not tell."""
+    """Features a token, where neither files nor names tell."""
     scale: float | None = None
     """What activations are to be multiplied by, where that was not folded into the weights."""
     centred: bool | None = None
-    """Whether activations are those of a model whose writing weights were centred."""
+    """Activations are of a model whose writing weights were centred, as TransformerLens does unless
+    told not to: their mean over d_in is 0."""
     normalise: str | None = None
-    """What was done to each token's activations first: one of `NORMALISATIONS`."""
+    """What was done to each token's activations first: `centre`, `layer_norm`, or `rms`, which
+    divides by their root mean square."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be.
@@ -54,7 +61,7 @@ class Given:
             raise UserError(f"k is {self.k}", "it must be 1 or more")
         if self.scale is not None:
             check_scale(self.scale)
-            if self.normalise in ("layer_norm", "rms"):
+            if self.normalise in DIVIDING:
                 raise UserError(
                     f"a scale of {self.scale:g} and `{self.normalise}` of each token are given",
                     "drop either: a token that is divided by its own size has no scale",

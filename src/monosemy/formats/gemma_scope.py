@@ -17,6 +17,7 @@ from monosemy.coders import Dictionary
 from monosemy.errors import UserError
 from monosemy.formats.files import read_npz
 from monosemy.formats.format import (
+    NOT_HELD,
     THRESHOLDED,
     Content,
     Format,
@@ -134,7 +135,7 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     return [
         f"the model ({dictionary.provenance.model}) and hook point ({dictionary.hookpoint}): "
         "Gemma Scope says them in the names of folders",
-        "text, which tokens count, the fingerprint and features' strengths",
+        NOT_HELD,
     ]
 
 

@@ -34,6 +34,7 @@ from monosemy.formats.files import (
     text,
 )
 from monosemy.formats.format import (
+    NOT_HELD,
     RELU,
     THRESHOLDED,
     Content,
@@ -270,7 +271,7 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     (folder / SETTINGS).write_text(json.dumps(settings, indent=4), "utf-8")
     return [
         f"the model ({model}): llamascopium's configuration does not name it",
-        "text, which tokens count, the fingerprint and features' strengths",
+        NOT_HELD,
     ]
 
 

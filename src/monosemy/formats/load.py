@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monosemy.artefact import MANIFEST
+from monosemy.artefact import MANIFEST, new_folder
 from monosemy.coders import Dictionary
-from monosemy.errors import UserError, nearest, reason
+from monosemy.errors import LISTED, UserError, first_of, nearest, reason
 from monosemy.formats import (
     circuit_tracer,
     dictionary_learning,
@@ -21,7 +21,7 @@ from monosemy.formats import (
     saelens,
     sparsify,
 )
-from monosemy.formats.files import check_readable, new_folder
+from monosemy.formats.files import check_readable
 from monosemy.formats.format import Format, Given, as_dictionary
 from monosemy.formats.hub import find_on_hub
 
@@ -43,7 +43,6 @@ FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _M
 """By name."""
 _DEEPEST = 4
 """Folders below the one given in which dictionaries are looked for, to name them."""
-_LISTED = 12
 
 
 def load(
@@ -118,15 +117,14 @@ def recognise(path: Path) -> Format | Path:
     if len(inside) == 1:
         return inside[0]
     if inside:
-        more = f" and {len(inside) - _LISTED} more" if len(inside) > _LISTED else ""
         raise UserError(
             f"`{path}` holds {len(inside)} dictionaries",
-            f"give one: {', '.join(str(p) for p in inside[:_LISTED])}{more}",
+            f"give one: {first_of([str(p) for p in inside])}",
         )
     items = sorted(path.iterdir()) if path.is_dir() else [path]
     for item in items:
         check_readable(item)  # what is wrong with a damaged file is not its format
-    there = [item.name for item in items[:_LISTED]] if path.is_dir() else []
+    there = [item.name for item in items[:LISTED]] if path.is_dir() else []
     raise UserError(
         f"`{path}` is no dictionary of a known format",
         f"there: {', '.join(there) or 'nothing'}; known: {_readable()}",

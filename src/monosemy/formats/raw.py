@@ -23,8 +23,9 @@ from torch import Tensor
 from monosemy.activations import Store, store_arrays
 from monosemy.activations.arrays import TOKEN
 from monosemy.activations.live import rows_not_finite
+from monosemy.artefact import new_folder
 from monosemy.errors import UserError, reason
-from monosemy.formats.files import new_folder, read_pt
+from monosemy.formats.files import read_pt
 from monosemy.formats.names import our_hookpoint
 from monosemy.progress import Task
 

@@ -24,11 +24,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from monosemy.errors import UserError, nearest
+from monosemy.errors import LISTED, UserError, nearest
 from monosemy.formats.format import Given
 from monosemy.formats.names import our_hookpoint
-
-_LISTED = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +77,7 @@ class Release:
         """
         found = {text.partition("|")[0]: (group, text) for group, text in self._texts()}
         if id not in found:
-            hint = nearest(id, found) or f"such as: {', '.join(list(found)[:_LISTED])}"
+            hint = nearest(id, found) or f"such as: {', '.join(list(found)[:LISTED])}"
             raise UserError(
                 f"release `{self.name}` has no dictionary `{id}`"
                 if id

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from monosemy.coders import Dictionary, SparseCoder
+from monosemy.coders.coder import DIVIDING
 from monosemy.errors import UserError
 from monosemy.formats.format import RELU, plain
 from monosemy.formats.saelens_metadata import SETTINGS, metadata
@@ -38,7 +39,7 @@ def write(dictionary: Dictionary, folder: Path) -> list[str]:
     if dictionary.is_transcoder or coder.W_skip is not None:
         architecture = _transcoder(coder, architecture)
         extra["d_out"] = coder.d_out
-    if coder.normalise in ("layer_norm", "rms"):
+    if coder.normalise in DIVIDING:
         lost.append("features in units of activations: SAELens gives them per token's spread")
     about = metadata(dictionary, lost)
     if coder.architecture in _TRAINED_AS:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from monosemy.artefact import new_folder
 from monosemy.formats import delphi, feature_details, neuronpedia, saebench, saedashboard
-from monosemy.formats.files import new_folder
 from monosemy.formats.sites import SiteOptions, Writer
 
 WRITERS: dict[str, Writer] = {
