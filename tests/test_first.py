@@ -126,7 +126,7 @@ def test_no_scale_is_advised_where_each_token_is_divided_by_its_own(
 def test_activations_of_a_centred_model(lm: LM, run: Run, corpus: Corpus) -> None:
     """A coder of centred activations, given what is far from centred."""
     found = meet(_of_centred(run, lm, corpus), lm, corpus)
-    assert (found.cause, found.advice) == ("scale", "import it again with --centred")
+    assert (found.cause, found.advice) == ("scale", "import it again with --centred True")
 
 
 def _of_centred(run: Run, lm: LM, corpus: Corpus) -> Dictionary:
@@ -196,6 +196,9 @@ def test_import_doctor_and_back(
     """The commands on files, as a user would."""
     run = tmp_path / "run"
     main(["import", str(topk_files), "--model", "builtin:stdlib", "--out", str(run)])
+    centred = ["--centred", "True", "--out", str(tmp_path / "centred")]  # as the doctor advises
+    main(["import", str(topk_files), "--model", "builtin:stdlib", *centred])
+    assert load(tmp_path / "centred").coder.normalise == "centre"
     main(["doctor", str(run)])
     assert "a fingerprint is recorded" in capsys.readouterr().out
     main(["doctor", str(run)])

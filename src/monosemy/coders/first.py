@@ -194,7 +194,7 @@ class _Meeting:
             centred: (
                 "with each token's mean taken away",
                 "its model's writing weights were centred",
-                "import it again with --centred",
+                "import it again with --centred True",
             ),
         }
         return {
