@@ -169,7 +169,7 @@ def _centred(
     if arguments is None:
         notes.append(
             "it does not say whether the model's writing weights were centred; if they were, "
-            "give --centred"
+            "give --centred True"
         )
         return False
     if not arguments.get(CENTRED):
